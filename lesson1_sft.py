@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import datasets
+import huggingface_hub
 import torch
 import torch.nn.functional as F
 import transformers
@@ -142,7 +143,7 @@ def corpus_perplexity(batch_losses, batch_tokens):
 
 KINDS = ("pirate space robot ghost family horse school ocean "
          "winter music cooking football dragon train circus spy").split()
-PARTS = "story acting music ending script cast camera humour".split()
+PARTS = "story acting script cast music ending camera humour".split()
 GOOD = ("wonderful lovely charming gripping brilliant moving "
         "funny superb clever delightful warm fresh").split()
 BAD = "boring dull awful clumsy silly weak noisy tedious dreadful cold stale messy".split()
@@ -162,8 +163,9 @@ def write_review(kind, rng):
     an unhappy one's bad as often."""
     mood_is_good = rng.random() < 0.5
     good, bad = rng.sample(GOOD, 3), rng.sample(BAD, 3)
+    subjects = [f"{kind} film", rng.choice(PARTS[:4]), rng.choice(PARTS[4:])]
     text, previous = "", None
-    for subject in [f"{kind} film"] + rng.sample(PARTS, rng.choice([0, 1, 2])):
+    for subject in subjects[:rng.choice([1, 2, 3])]:
         is_good = mood_is_good if rng.random() < 5 / 6 else not mood_is_good
         start = "The" if not text else ", and the" if is_good == previous else ", but the"
         word = (good if is_good else bad).pop()
@@ -393,9 +395,10 @@ def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(encoding="utf-8", errors="replace")
-    for library in transformers, datasets:
-        getattr(library.logging, f"set_verbosity_{config.log_level}")()
-        library.utils.logging.disable_progress_bar()
+    for library in transformers, datasets, huggingface_hub:
+        getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     set_seed(config.seed)
     accelerator = Accelerator(cpu=config.device == "cpu",
                               mixed_precision="bf16" if config.bf16 else "no")
@@ -498,17 +501,19 @@ class Run:
             shutil.rmtree(other)
 
     def close(self, curve, before, after, samples):
-        """The closing table, one curve in characters, and samples: [(prompt, before, after)]."""
+        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
         values = torch.tensor([row[curve] for row in self.rows])
         means = [part.mean().item() for part in values.tensor_split(min(60, len(values)))]
         low, high = min(means), max(means)
-        marks = ("▁▂▃▄▅▆▇█"[int(7.99 * (x - low) / (high - low or 1))] for x in means)
-        print(f"\n{curve}: {means[0]:.2f} {''.join(marks)} {means[-1]:.2f}\n")
-        text = "".join(f"**{prompt}**\n- before: {old}\n- after: {new}\n\n"
-                       for prompt, old, new in samples)
+        heights = [int(7.99 * (mean - low) / (high - low or 1)) for mean in means]
+        marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
+        print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
+        text = ""
+        for title, texts in samples:
+            text += f"**{title}**\n" + "".join(f"- {label}: {texts[label]!r}\n" for label in texts)
         print(text.replace("**", ""))
         (self.folder / "samples.md").write_text(text, encoding="utf-8")
         self.writer.add_text("samples", text, self.step)
@@ -661,7 +666,9 @@ def main():
     after, texts_after = look()
     if run.is_main:
         prompts = [f"{row['instruction']} {row['input']}" for row in held_out.select(range(8))]
-        run.close("loss/train", before, after, list(zip(prompts, texts_before, texts_after)))
+        run.close("loss/train", before, after, [
+            (prompt, {"base": old, "tuned": new})
+            for prompt, old, new in zip(prompts, texts_before, texts_after)])
         print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or python lesson2_reward.py')
 
 
