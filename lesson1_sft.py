@@ -237,7 +237,7 @@ def read_data(name, columns, size):
     return data
 
 
-def tokenize(data, tokenizer, config):
+def tokenize_examples(data, tokenizer, config):
     """Dataset of texts -> Dataset of input_ids, labels and num_labels (what the loss counts)."""
 
     def row(example):
@@ -556,7 +556,7 @@ def held_out_loss(model, data, tokenizer, config, accelerator):
     return corpus_perplexity(torch.stack(losses).cpu(), torch.tensor(tokens)).log().item()
 
 
-def train(model, tokenizer, data, held_out, folder, config, accelerator):
+def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
     """Next-token training, of the base model and of the tuned one: the data makes the difference.
     The weights with the best held-out loss end up in folder/model."""
     optimizer = torch.optim.AdamW(
@@ -627,7 +627,7 @@ def make_base(config, accelerator):
     model.to(accelerator.device)
     held_out = pack_text(raw_text(tiny_world(600, 0, held_out=True)), tokenizer)
     folder = open_run(config, accelerator)
-    train(model, tokenizer, pack_text(text, tokenizer), held_out, folder, config, accelerator)
+    train_sft(model, tokenizer, pack_text(text, tokenizer), held_out, folder, config, accelerator)
     return load_causal_lm(folder)
 
 
@@ -648,7 +648,7 @@ def main():
         folder = open_run(config, accelerator)
         model, tokenizer = make_base(config, accelerator)
     model.to(accelerator.device)
-    examples, held_out_examples = (tokenize(part, tokenizer, config) for part in (data, held_out))
+    examples, held_out_examples = (tokenize_examples(part, tokenizer, config) for part in (data, held_out))
 
     def look():
         """The held-out loss, and answers to the first few held-out prompts."""
@@ -661,7 +661,7 @@ def main():
         return {"loss/held_out": loss, "perplexity/held_out": math.exp(loss)}, texts
 
     before, texts_before = look()
-    run = train(model, tokenizer, examples, held_out_examples, folder, config, accelerator)
+    run = train_sft(model, tokenizer, examples, held_out_examples, folder, config, accelerator)
     model = load_causal_lm(folder)[0].to(accelerator.device)
     after, texts_after = look()
     if run.is_main:

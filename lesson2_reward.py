@@ -211,7 +211,7 @@ def read_data(name, columns, size):
     return data
 
 
-def tokenize(data, tokenizer, config):
+def tokenize_pairs(data, tokenizer, config):
     """Adds the columns chosen_ids and rejected_ids: prompt, answer and end token. Pairs that are
     equal once they are cut to length teach nothing and are left out."""
 
@@ -574,7 +574,7 @@ def main():
         held_out = build_synthetic_preference_dataset(config.num_held_out, "held out")
     model, tokenizer = load_reward_model(config.model)
     model.to(accelerator.device)
-    data, held_out = (tokenize(part, tokenizer, config) for part in (data, held_out))
+    data, held_out = (tokenize_pairs(part, tokenizer, config) for part in (data, held_out))
     folder = open_run(config, accelerator)
     before = measure(*score_pairs(model, tokenizer, held_out, config, accelerator), held_out)
     run = train_reward_model(model, tokenizer, data, folder, config, accelerator)

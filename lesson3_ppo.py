@@ -587,7 +587,7 @@ class Rollout:
 
 
 @torch.no_grad()
-def sample(policy, reference, score, tokenizer, prompts, config):
+def sample_responses(policy, reference, score, tokenizer, prompts, config):
     """Answer the prompts (lists of ids), and record what learning will need."""
     ids, prompt_mask, response = generate(
         policy.lm, tokenizer, prompts, config.max_new_tokens, config.temperature)
@@ -661,7 +661,7 @@ def ppo_loss(policy, batch, kl_coef, count, config):
                    "kl/ref": ref_kl, "clip/fraction": clip_fraction}
 
 
-def learn(policy, optimizer, rollout, kl_coef, config, accelerator):
+def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
     """Several epochs of minibatches on one rollout -> stats, averaged over the minibatches."""
     history = []
     for _ in range(config.ppo_epochs):
@@ -692,7 +692,7 @@ def ppo_step(policy, reference, score, tokenizer, prompts, optimizer, kl_coef, c
     """One iteration of PPO -> stats (a dictionary of numbers)."""
     # 1. Rollout: the policy answers, the reward model scores, the reference is asked as well.
     with accelerator.autocast():
-        rollout = sample(policy, reference, score, tokenizer, prompts, config)
+        rollout = sample_responses(policy, reference, score, tokenizer, prompts, config)
     # 2. The reward of every token.
     kl = kl_penalty(rollout.logprobs, rollout.ref_logprobs, "k1")
     in_reward = kl_coef if config.kl_in == "reward" else 0.0
@@ -702,14 +702,14 @@ def ppo_step(policy, reference, score, tokenizer, prompts, optimizer, kl_coef, c
         rewards, rollout.values, rollout.mask, config.gamma, config.lam)
     rollout.advantages = whiten_over_processes(advantages, rollout.mask, accelerator)
     # 4. Learning.
-    stats = learn(policy, optimizer, rollout, kl_coef, config, accelerator)
+    stats = ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator)
     real = rollout.mask.bool()
     unexplained = (rollout.returns - rollout.values)[real].var() / rollout.returns[real].var()
     return {**summary(rollout, config, accelerator), **stats, "kl/coef": kl_coef,
             "value/explained_variance": 1 - unexplained.item()}
 
 
-def train(policy, reference, score, tokenizer, data, folder, config, accelerator):
+def train_ppo(policy, reference, score, tokenizer, data, folder, config, accelerator):
     """Returns the finished Run."""
     optimizer = torch.optim.AdamW(
         [{"params": policy.lm.parameters(), "lr": config.learning_rate},
@@ -761,12 +761,12 @@ def main():
         torch.manual_seed(0)
         prompts = [data[i % len(data)]["prompt_ids"] for i in range(256)]
         with accelerator.autocast():
-            rollout = sample(policy, reference, score, tokenizer, prompts, config)
+            rollout = sample_responses(policy, reference, score, tokenizer, prompts, config)
         texts = tokenizer.batch_decode(rollout.response, skip_special_tokens=True)
         return summary(rollout, config, accelerator), texts
 
     before, texts_before = look()
-    run = train(policy, reference, score, tokenizer, data, folder, config, accelerator)
+    run = train_ppo(policy, reference, score, tokenizer, data, folder, config, accelerator)
     after, texts_after = look()
     if run.is_main:
         save_model(policy.lm, tokenizer, folder / "model")

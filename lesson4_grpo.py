@@ -1,0 +1,788 @@
+"""Lesson 4: GRPO. The answers get right: a reward that can be checked, and no value function.
+
+What you will see. The fine-tuned model adds two numbers right in most, but not all, of its samples.
+Group relative policy optimisation (GRPO) samples a group of answers to every sum and makes those
+likelier that did better than their group. The sampled answers become nearly as good as the best
+of eight were before: the model could do it already, and now it does it reliably.
+
+The formulas
+    advantage    A_i = (r_i - mean(r)) / (std(r) + eps) over the G answers to the same prompt
+    token loss   max(-A ratio_t, -A clip(ratio_t, 1 - low, 1 + high)) + beta * k3_t,
+                 k3 = exp(d) - d - 1 with d = log p_ref - log p: the KL from the reference
+    average      over each answer and then the answers (GRPO), over all tokens (DAPO), or a
+                 constant (Dr. GRPO)
+    pass@k       1 - C(n - c, k) / C(n, k): is one of k samples right? (c of n were)
+
+How to run it
+    python lesson4_grpo.py                         offline; runs lesson 1 first where it is missing
+    python lesson4_grpo.py --reward sentiment      the word count of lesson 3, without a value head
+    python lesson4_grpo.py --reward runs/reward    lesson 2's reward model
+    python lesson4_grpo.py --reward my_rewards.py:f   f(prompts=, responses=, ...) -> list of floats
+    Dr. GRPO: --average constant --scale none      DAPO: --average token --clip_high 0.28 --kl_coef 0
+
+It writes runs/grpo. In the first step the loss is 0 and its gradient is not: each group's
+advantages add up to 0. Watch the reward instead. Exercise: fill in exercises/ex4_grpo.py.
+"""
+
+import copy
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal, Optional
+
+import datasets
+import huggingface_hub
+import torch
+import transformers
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import GenerationConfig, HfArgumentParser, get_linear_schedule_with_warmup
+from transformers import set_seed
+from transformers.hf_argparser import HfArg
+
+# ---- Settings: every field is a flag (--batch_size or --batch-size) ------------------------------
+
+
+def flag(default, help, *aliases):
+    return HfArg(default=default, help=help, aliases=list(aliases))
+
+
+@dataclass
+class Config:
+    model: str = flag("", "hub name or folder of the policy (default: the tiny world's runs/sft)")
+    reward: str = flag("sum", "sum, sentiment, a run of lesson 2, or FILE.py:FUNCTION")
+    data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
+    run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
+    runs_dir: str = flag("runs", "the folder of all runs")
+    steps: Optional[int] = flag(None, "GRPO steps: sample, score, learn (default: 80 sums, 100 others)")
+    num_samples: Optional[int] = flag(None, "responses a step (default: 512 for sums, 64 others)")
+    group_size: int = flag(8, "responses to the same prompt, G")
+    epochs: int = flag(4, "times that a step's samples are learned from", "--ppo_epochs", "--ppo-epochs")
+    batch_size: Optional[int] = flag(None, "samples an optimiser step (default: 512 sums, 32 others)")
+    micro_batch_size: int = flag(512, "samples a forward pass: lower it when memory runs out")
+    learning_rate: Optional[float] = flag(None, "at first (default: 3e-4 tiny model, 1e-6 others)")
+    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
+    kl_coef: float = flag(0.01, "weight of the KL term, beta (0: no reference model)", "--kl_beta", "--kl-beta")
+    clip_low: float = flag(0.2, "the ratio may gain down to 1 - this")
+    clip_high: float = flag(0.28, "the ratio may gain up to 1 + this")
+    scale: Literal["std", "none"] = flag("std", "divide a group's advantages by its std, or not")
+    average: Literal["sequence", "token", "constant"] = flag("sequence", "how the loss is averaged")
+    drop_uninformative: bool = flag(True, "leave out groups whose rewards are all the same")
+    temperature: float = flag(1.0, "of the sampling, and of every log-probability")
+    pass_k: int = flag(8, "the k of pass@k, out of 2k samples")
+    eval_every: int = flag(40, "steps between two measurements on held-out sums")
+    max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
+    max_new_tokens: Optional[int] = flag(None, "tokens a response may have (default: 4 sums, 40 others)")
+    save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)")
+    seed: int = flag(0, "a CPU run with the same seed repeats exactly")
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
+    bf16: bool = flag(False, "bfloat16 autocast; the weights stay in float32")
+    resume: bool = flag(False, "go on with an interrupted run")
+    overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
+    config: str = flag("", "JSON file of settings; what is typed wins")
+    prompt: str = flag("", "print the trained model's answer to this, and train nothing")
+    chat: bool = flag(False, "talk to the trained model, and train nothing")
+    log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
+
+    def __post_init__(self):
+        of_sums = {"steps": 80, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4}
+        of_others = {"steps": 100, "num_samples": 64, "batch_size": 32, "max_new_tokens": 40}
+        for name, value in (of_sums if self.reward == "sum" else of_others).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.learning_rate is None:
+            self.learning_rate = 1e-6 if self.model else 3e-4
+
+
+# ---- The maths ----------------------------------------------------------------------------------
+
+
+def response_logprobs(logits, response, temperature=1.0):
+    """log p(token | what came before) of a response's T tokens, from the logits of the last T+1
+    positions: a position predicts the token after it, so the very last one is not needed."""
+    logprobs = (logits[:, :-1].float() / temperature).log_softmax(dim=-1)  # (B, T, V)
+    return logprobs.gather(-1, response.unsqueeze(-1)).squeeze(-1)  # (B, T)
+
+
+def response_mask(response, eos_ids):
+    """1 on the tokens up to and including the first end token, 0 on what follows it."""
+    is_end = torch.isin(response, torch.tensor(eos_ids, device=response.device)).long()
+    ends_before = is_end.cumsum(dim=1) - is_end
+    return (ends_before == 0).float()  # (B, T)
+
+
+def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
+    """Estimates of KL(policy || reference) at tokens that the policy sampled (Schulman 2020,
+    "Approximating KL divergence"): k1 and k3 are unbiased, k2 and k3 never negative."""
+    log_ratio = ref_logprobs - logprobs
+    if estimator == "k1":
+        return -log_ratio
+    if estimator == "k2":
+        return 0.5 * log_ratio.square()
+    if estimator == "k3":
+        return torch.expm1(log_ratio) - log_ratio
+    raise ValueError(f"no KL estimator is called {estimator!r}: k1, k2 or k3")
+
+
+def masked_entropy(logits, mask, count=None):
+    """The mean over real tokens of H = -sum_v p_v log p_v, in nats."""
+    if count is None:
+        count = mask.sum().clamp(min=1)
+    logprobs = logits.float().log_softmax(dim=-1)  # (B, T, V)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (B, T)
+    return (entropy * mask).sum() / count
+
+
+def sum_reward(prompt: str, response: str) -> float:
+    """1.0 for the right sum in plain digits, else 0.0; white space and a final full stop do not
+    matter."""
+    question = re.search(r"(\d+) \+ (\d+)", prompt)
+    answer = response.strip().removesuffix(".").strip()
+    return float(question is not None and answer == str(sum(map(int, question.groups()))))
+
+
+def group_advantages(rewards, group_size, scale="std", eps=1e-4):
+    """How much better than its group a response did (Shao et al. 2024, section 4.1.2): its reward
+    minus the group's mean and, with scale "std", over the group's (unbiased) standard deviation;
+    Dr. GRPO (Liu et al. 2025) leaves that out. Exactly 0 where a group has no spread."""
+    groups = rewards.view(-1, group_size)  # (N, G)
+    advantages = groups - groups.mean(dim=1, keepdim=True)
+    if scale == "std" and group_size > 1:
+        advantages = advantages / (groups.std(dim=1, keepdim=True) + eps)
+    has_spread = groups.amax(dim=1) > groups.amin(dim=1)  # rounding alone would leave 1e-5 or so
+    return torch.where(has_spread.unsqueeze(1), advantages, 0.0).flatten()  # (N*G,)
+
+
+def informative_groups(rewards, group_size):
+    """Which groups have something to learn from: not all rewards are equal (DAPO's filter, Yu et
+    al. 2025, section 3.2)."""
+    groups = rewards.view(-1, group_size)
+    return groups.amax(dim=1) > groups.amin(dim=1)  # (N,) bool
+
+
+def grpo_token_loss(logprobs, old_logprobs, ref_logprobs, advantages, kl_coef, clip_low, clip_high):
+    """PPO's clipped loss with one advantage a response, plus kl_coef times the k3 estimate of the
+    KL from the reference (Shao et al. 2024, eq. 3 and 4). DAPO raises the upper bound alone."""
+    ratio = torch.exp(logprobs - old_logprobs)  # (B, T)
+    advantages = advantages.unsqueeze(1)  # (B, 1): the same for all tokens of a response
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.max(-advantages * ratio, -advantages * clipped)
+    if kl_coef:
+        loss = loss + kl_coef * kl_penalty(logprobs, ref_logprobs, "k3")
+    return loss  # (B, T)
+
+
+def aggregate_loss(token_loss, mask, average, max_length=None, count=None):
+    """One number from (B, T) losses. "sequence": a mean over each response, then over responses
+    (GRPO). "token": over all tokens, so that long responses weigh more (DAPO). "constant": the sum
+    over rows x max_length, so that no weight depends on a length (Dr. GRPO)."""
+    token_loss = torch.where(mask.bool(), token_loss, 0.0)
+    if average == "sequence":
+        rows = token_loss.sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B,)
+        return rows.sum() / (len(rows) if count is None else count)
+    if average == "token":
+        return token_loss.sum() / (mask.sum().clamp(min=1) if count is None else count)
+    if average == "constant":
+        return token_loss.sum() / (len(mask) * max_length if count is None else count)
+    raise ValueError(f"no average is called {average!r}: sequence, token or constant")
+
+
+def pass_at_k(num_samples, num_correct, k):
+    """The chance that at least one of k samples is right, estimated without bias from num_samples
+    of which num_correct were (Chen et al. 2021, eq. 1)."""
+    if k > num_samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples, not {num_samples}")
+    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+
+
+# ---- Data: sums, reviews, or prompts of your own -------------------------------------------------
+
+KINDS = ("pirate space robot ghost family horse school ocean "
+         "winter music cooking football dragon train circus spy").split()
+GOOD = ("wonderful lovely charming gripping brilliant moving "
+        "funny superb clever delightful warm fresh").split()
+
+
+def sums(held_out):
+    """[(a, b)], both below 50. A pair is held out in both orders: who has learned 15 + 27 would
+    know 27 + 15."""
+    pairs = [(a, b) for a in range(50) for b in range(a, 50)]
+    chosen = set(random.Random(0).sample(pairs, 150))
+    return [(a, b) for a in range(50) for b in range(50)
+            if ((min(a, b), max(a, b)) in chosen) == held_out]
+
+
+def sentiment_reward(review):
+    """A reward that needs no model: how many good words there are."""
+    return float(sum(word in GOOD for word in re.findall(r"\w+", review)))
+
+
+def review_instruction(kind):
+    return f"Write a short review of the {kind} film."
+
+
+def format_prompt(instruction: str, input: str = "") -> str:
+    """The text that the model sees before it answers: Alpaca's layout (Taori et al., 2023) without
+    its preamble."""
+    context = f"### Input:\n{input}\n\n" if input else ""
+    return f"### Instruction:\n{instruction}\n\n{context}### Response:\n"
+
+
+def read_data(name, columns, size):
+    """A Dataset from a .json or .jsonl file, a folder or the hub, with at least these columns."""
+    try:
+        if Path(name).is_file():
+            data = datasets.load_dataset("json", data_files=name, split="train")
+        else:
+            data = datasets.load_dataset(name, split="train")
+    except Exception as error:  # whatever the reader raises is a fault of the file or of the name
+        die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
+    data = data.select(range(min(size, len(data))))
+    for column in columns:
+        if column not in data.column_names:
+            die(f"{name}: line 1 has no column {column!r}; it has {', '.join(data.column_names)}")
+        for line, value in enumerate(data[column], start=1):
+            if not isinstance(value, str):
+                die(f"{name}: line {line}: the column {column!r} is missing or not a text")
+    return data
+
+
+def load_grpo_prompts(config, tokenizer):
+    """(data, held_out): Datasets with instruction and prompt_ids. Only sums are held out."""
+    held_out = Dataset.from_dict({"instruction": [f"What is {a} + {b}?" for a, b in sums(True)]})
+    if config.data:
+        data = held_out = read_data(config.data, ["instruction"], 10**6)
+    elif config.reward == "sum":
+        data = Dataset.from_dict({"instruction": [f"What is {a} + {b}?" for a, b in sums(False)]})
+    else:
+        data = held_out = Dataset.from_dict({"instruction": list(map(review_instruction, KINDS))})
+
+    def add_prompt(row):
+        prompt = format_prompt(row["instruction"], row.get("input") or "")
+        return {"prompt_ids": tokenizer.encode(prompt, add_special_tokens=False)}
+
+    data, held_out = (part.map(add_prompt).filter(
+        lambda row: len(row["prompt_ids"]) <= config.max_prompt_length) for part in (data, held_out))
+    if not len(data):
+        die("every prompt is longer than --max_prompt_length: raise it")
+    return data, held_out
+
+
+# ---- Models and rewards -------------------------------------------------------------------------
+
+
+def load_causal_lm(name):
+    """(model, tokenizer) from the hub, a folder, or a run of this course; weights in float32, a
+    pad token that is no end token, and sampling without a hub's hidden filters."""
+    path = Path(name, "model") if Path(name, "model").is_dir() else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        die(f"cannot load the model {str(name)!r}: {str(error).splitlines()[0]}")
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = ends if isinstance(ends, list) else [ends]
+    if ends == [None]:
+        die(f"the model {str(name)!r} has no end token: its answers would never stop")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    # `generate` takes from here whatever its caller leaves open: no top_p or penalty may stay.
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    return model.eval(), tokenizer  # eval(): no dropout, and none in training either
+
+
+@torch.no_grad()
+def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
+    """Prompts (lists of ids) -> prompt ids and mask (B, P), padded on the left, and the sampled
+    response (B, T). Temperature 0 takes the likeliest token."""
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    how = {"temperature": temperature} if temperature else {"do_sample": False}
+    both = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how)
+    return ids, mask, both[:, ids.shape[1]:]
+
+
+def chat(model, tokenizer, config):
+    """Answers --prompt or, with --chat, whatever is typed, until an empty line."""
+    instruction = config.prompt or input("You: ")
+    while instruction:
+        prompt = tokenizer.encode(format_prompt(instruction), add_special_tokens=False)
+        response = generate(model, tokenizer, [prompt], config.max_new_tokens)[2]
+        print(tokenizer.decode(response[0], skip_special_tokens=True))
+        instruction = input("You: ") if config.chat else ""
+
+
+def response_output(lm, ids, attention_mask, length, **options):
+    """The model's output with the logits of the last length + 1 positions. With padding on the
+    left, a token's position is the number of real tokens before it, not its column."""
+    position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    return lm(ids, attention_mask=attention_mask, position_ids=position_ids,
+              logits_to_keep=length + 1, use_cache=False, **options)
+
+
+def load_grpo_reward(config, tokenizer, device):
+    """A function (ids, attention_mask, texts, rows) -> rewards (B,); rows is a dictionary of lists,
+    the data set's columns."""
+    if config.reward == "sum":
+        return lambda ids, mask, texts, rows: torch.tensor(
+            list(map(sum_reward, rows["instruction"], texts)), device=device)
+    if ".py:" not in config.reward:
+        score = load_score(config, tokenizer, device)
+        return lambda ids, mask, texts, rows: score(ids, mask, texts)
+    file, name = config.reward.rsplit(":", 1)
+    if not Path(file).is_file():
+        die(f"--reward {config.reward}: there is no file {file}")
+    spec = importlib.util.spec_from_file_location("rewards", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        die(f"--reward {config.reward}: {file} defines no {name}")
+
+    def reward(ids, mask, texts, rows):
+        columns = {column: values for column, values in rows.items() if column != "prompt_ids"}
+        rewards = getattr(module, name)(prompts=rows["instruction"], responses=texts, **columns)
+        if len(rewards) != len(texts):
+            die(f"{config.reward} returned {len(rewards)} rewards for {len(texts)} responses")
+        return torch.tensor(rewards, dtype=torch.float32, device=device)
+
+    return reward
+
+
+def load_score(config, tokenizer, device):
+    """A function (ids, attention_mask, texts) -> scores (B,)."""
+    if config.reward == "sentiment":
+        return lambda ids, mask, texts: torch.tensor(
+            [sentiment_reward(text) for text in texts], device=device)
+    path = Path(config.reward, "model")
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
+    except (OSError, ValueError) as error:
+        die(f"cannot load the reward model {config.reward!r}: {str(error).splitlines()[0]}")
+    if vocabulary != tokenizer.get_vocab():
+        die(f"{config.reward} and the policy have different tokenizers: train a reward model that "
+            "starts from the policy's model (lesson2_reward.py --model ...)")
+    model.to(device).eval()
+
+    def score(ids, attention_mask, texts):
+        position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        raw = model(ids, attention_mask=attention_mask, position_ids=position_ids).logits[:, 0]
+        # Lesson 2 measured these two: a score of 1 is one standard deviation above its average.
+        return (raw.float() - model.config.score_mean) / model.config.score_std
+
+    return score
+
+
+# ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
+
+FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+
+
+def die(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_config(arguments):
+    """The command line as a Config. The settings of --config, or of the run to resume, are read as
+    if they had been typed first: what is typed later wins."""
+    parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser.error = die
+    config = Config(**vars(parser.parse_args(arguments)))
+    file = run_folder(config) / "config.json" if config.resume else Path(config.config)
+    if file == Path():
+        return config
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
+    except (OSError, ValueError, AttributeError) as error:
+        die(f"cannot read settings from {file}: {error}")
+    config = Config(**vars(parser.parse_args(earlier + arguments)))
+    for name, value in vars(config).items():
+        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+            die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
+                "flag out, or begin a run of another --run_name")
+    return config
+
+
+def start(config):
+    """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    for library in transformers, datasets, huggingface_hub:
+        getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    set_seed(config.seed)
+    accelerator = Accelerator(cpu=config.device == "cpu",
+                              mixed_precision="bf16" if config.bf16 else "no")
+    if config.device not in ("auto", accelerator.device.type):
+        die(f"--device {config.device} is not there: this machine has {accelerator.device.type}")
+    return accelerator
+
+
+def run_folder(config, run_name=None):
+    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have that model's
+    name in between, so that stages of different models never mix."""
+    root, model = Path(config.runs_dir).resolve(), Path(config.model)
+    is_run = config.model and model.resolve().is_relative_to(root)
+    family = model.resolve().relative_to(root).parent if is_run else model.name
+    return Path(config.runs_dir, family, run_name or config.run_name)
+
+
+def open_run(config, accelerator):
+    """Make the run's folder with config.json; an earlier run is kept as <run_name>-1 and so on."""
+    folder = run_folder(config)
+    if config.resume and (folder / "model").is_dir():
+        die(f"{folder} is finished: there is nothing to resume")
+    if config.resume or not accelerator.is_main_process:
+        return folder
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            if not (folder / "config.json").is_file():
+                die(f"{folder} holds files that no lesson wrote: choose another --run_name")
+            number = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
+            shutil.rmtree(folder) if config.overwrite else folder.rename(f"{folder}-{number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
+    except OSError as error:
+        die(f"cannot write to {folder}: {error.strerror}")
+    return folder
+
+
+def save_model(model, tokenizer, folder):
+    """Written beside its place and moved there whole."""
+    fresh = folder.with_name(folder.name + ".tmp")
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+class Run:
+    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
+
+    def __init__(self, folder, config, accelerator, **parts):
+        """A checkpoint holds the state of `parts` (model, optimizer, ...) and the numbers in
+        `extra`. Where there is one, the run goes on from it."""
+        self.folder, self.config, self.parts = folder, config, parts
+        self.is_main, self.interrupted = accelerator.is_main_process, False
+        self.step, self.rows, self.extra = 0, [], {}
+        accelerator.wait_for_everyone()
+        if (folder / "latest").is_file():
+            checkpoint = folder / (folder / "latest").read_text() / "state.pt"
+            saved = torch.load(checkpoint, map_location="cpu")
+            self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+        if self.is_main:  # lines from after the checkpoint go: their steps come again
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            (folder / "metrics.jsonl").write_text(text)
+            self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
+        signal.signal(signal.SIGINT, self.interrupt)
+
+    def interrupt(self, *_):
+        """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
+        self.interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def end_step(self, step, stats):
+        """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
+        self.rows.append({"step": step, **stats})
+        if self.is_main:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")
+            for name, value in stats.items():
+                self.writer.add_scalar(name, value, step)
+            if self.interrupted or self.config.save_every and step % self.config.save_every == 0:
+                self.save_checkpoint(step)
+        if self.interrupted:
+            print(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                  f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
+            sys.exit(130)
+
+    def save_checkpoint(self, step):
+        """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
+        the checkpoint before it in force."""
+        checkpoint = self.folder / f"checkpoint-{step}"
+        checkpoint.mkdir(exist_ok=True)
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        torch.save({"step": step, "rows": self.rows, "extra": self.extra, **states},
+                   checkpoint / "state.pt")
+        (self.folder / "latest.tmp").write_text(checkpoint.name)
+        os.replace(self.folder / "latest.tmp", self.folder / "latest")
+        for other in set(self.folder.glob("checkpoint-*")) - {checkpoint}:
+            shutil.rmtree(other)
+
+    def close(self, curve, before, after, samples):
+        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
+        print(f"\n{'':<36}{'before':>10}{'after':>10}")
+        for name in before:
+            print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
+        values = torch.tensor([row[curve] for row in self.rows])
+        means = [part.mean().item() for part in values.tensor_split(min(60, len(values)))]
+        low, high = min(means), max(means)
+        heights = [int(7.99 * (mean - low) / (high - low or 1)) for mean in means]
+        marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
+        print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
+        text = ""
+        for title, texts in samples:
+            text += f"**{title}**\n" + "".join(f"- {label}: {texts[label]!r}\n" for label in texts)
+        print(text.replace("**", ""))
+        (self.folder / "samples.md").write_text(text, encoding="utf-8")
+        self.writer.add_text("samples", text, self.step)
+        self.writer.add_hparams(asdict(self.config), after, run_name=".")
+        self.writer.close()
+        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
+              f"Curves: tensorboard --logdir {self.config.runs_dir}")
+
+
+def make_missing(folder, lesson, duration, config):
+    """Where an input is missing, the lesson that makes it runs first, as a process of its own."""
+    if (folder / "model").is_dir():
+        return
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        die(f"{folder} is missing: run python {lesson} first")
+    print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
+    flags = [f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
+    begun = (folder / "config.json").is_file()
+    flags += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
+    child = subprocess.Popen([sys.executable, str(Path(__file__).with_name(lesson)), *flags])
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
+    code = child.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if code:
+        sys.exit(code)
+
+
+# ---- The loop -----------------------------------------------------------------------------------
+
+
+def add_up_gradients(model, accelerator):
+    """Every process has divided its loss by the whole batch's count, so the whole batch's gradient
+    is the plain sum of theirs."""
+    if accelerator.num_processes > 1:
+        for weight in model.parameters():
+            if weight.requires_grad:
+                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                weight.grad = accelerator.reduce(grad, reduction="sum")
+
+
+@dataclass
+class Rollout:
+    """What a step sampled: a row a response, B rows of T tokens, the G answers to a prompt in a
+    row."""
+
+    ids: torch.Tensor  # (B, P+T) prompt, padded on the left, and response
+    attention_mask: torch.Tensor  # (B, P+T)
+    response: torch.Tensor  # (B, T)
+    mask: torch.Tensor  # (B, T) 1 up to and including the end token
+    logprobs: torch.Tensor  # (B, T) by the policy that sampled
+    ref_logprobs: torch.Tensor  # (B, T)
+    rewards: torch.Tensor  # (B,)
+    advantages: torch.Tensor  # (B,)
+
+    def __getitem__(self, rows):
+        return Rollout(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@torch.no_grad()
+def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
+    """G answers to the prompt of each row. A group is a row, not a text: equal prompts in two rows
+    are two groups."""
+    batch = data[[row for row in rows for _ in range(config.group_size)]]
+    ids, prompt_mask, response = generate(
+        policy, tokenizer, batch["prompt_ids"], config.max_new_tokens, config.temperature)
+    mask = response_mask(response, policy.generation_config.eos_token_id)
+    ids = torch.cat([ids, response], dim=1)
+    attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
+    logprobs = []
+    for model in filter(None, (policy, reference)):
+        logprobs.append(torch.cat([response_logprobs(
+            response_output(model, ids[i], attention_mask[i], response.shape[1]).logits,
+            response[i], config.temperature)
+            for i in torch.arange(len(ids)).split(config.micro_batch_size)]))
+    texts = tokenizer.batch_decode(response, skip_special_tokens=True)
+    rewards = reward(ids, attention_mask, texts, batch)
+    advantages = group_advantages(rewards, config.group_size, config.scale)
+    # Without a reference its place is taken by the policy itself, and no KL is added or shown.
+    return Rollout(ids, attention_mask, response, mask, logprobs[0], logprobs[-1], rewards, advantages)
+
+
+def grpo_loss(policy, batch, counts, config):
+    """The loss of some rows and its parts, each divided by what the whole minibatch has of it."""
+    output = response_output(policy, batch.ids, batch.attention_mask, batch.response.shape[1])
+    logprobs = response_logprobs(output.logits, batch.response, config.temperature)
+    token_loss = grpo_token_loss(logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages,
+                                 config.kl_coef, config.clip_low, config.clip_high)
+    loss = aggregate_loss(token_loss, batch.mask, config.average, config.max_new_tokens,
+                          counts[config.average])
+    with torch.no_grad():
+        ratio, up = torch.exp(logprobs - batch.logprobs), batch.advantages.unsqueeze(1) > 0
+        clipped = torch.where(up, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
+        parts = {"clip/fraction": clipped & (batch.advantages.unsqueeze(1) != 0),
+                 "kl/approx": kl_penalty(batch.logprobs, logprobs, "k3"),
+                 "kl/ref": kl_penalty(logprobs, batch.ref_logprobs, "k3")}
+        parts = {name: (x * batch.mask).sum() / counts["token"] for name, x in parts.items()}
+        entropy = masked_entropy(output.logits[:, :-1] / config.temperature, batch.mask,
+                                 counts["token"])
+    return loss, {"loss/grpo": loss.detach(), "entropy/avg": entropy, **parts}
+
+
+def grpo_update(policy, optimizer, rollout, config, accelerator):
+    """Several epochs of minibatches on one rollout -> stats, averaged over the minibatches."""
+    history = []
+    for _ in range(config.epochs):
+        order = torch.randperm(len(rollout.ids))
+        for rows in order.tensor_split(config.num_samples // config.batch_size):
+            # All pieces, on all processes, are divided by the whole minibatch's counts.
+            size = torch.stack([torch.tensor(len(rows)).to(rollout.mask), rollout.mask[rows].sum()])
+            num_rows, num_tokens = accelerator.reduce(size, reduction="sum").clamp(min=1)
+            counts = {"sequence": num_rows, "token": num_tokens,
+                      "constant": num_rows * config.max_new_tokens}
+            sums = defaultdict(float)
+            for piece in rows.split(config.micro_batch_size):
+                with accelerator.autocast():
+                    loss, parts = grpo_loss(policy, rollout[piece], counts, config)
+                loss.backward()
+                for name, part in parts.items():
+                    sums[name] += part
+            add_up_gradients(policy, accelerator)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            sums = accelerator.reduce(dict(sums), reduction="sum")
+            stats = {name: total.item() for name, total in sums.items()}
+            history.append({**stats, "grad_norm": norm.item()})
+    return {name: sum(stats[name] for stats in history) / len(history) for name in history[0]}
+
+
+def grpo_step(policy, reference, reward, tokenizer, data, rows, optimizer, config, accelerator):
+    """One iteration of GRPO -> stats (a dictionary of numbers)."""
+    # 1. Rollout: G answers a prompt, their rewards, and how they compare within their group.
+    with accelerator.autocast():
+        rollout = sample_groups(policy, reference, reward, tokenizer, data, rows, config)
+    useful = informative_groups(rollout.rewards, config.group_size)
+    groups = rollout.rewards.view(-1, config.group_size)
+    means = {"reward/avg": rollout.rewards, "reward/std": groups.std(dim=1),
+             "group/zero_std": ~useful, "advantage/mean": rollout.advantages,
+             "response/length": rollout.mask.sum(dim=1)}
+    stats = {name: accelerator.gather(x.float()).mean().item() for name, x in means.items()}
+    # 2. Groups without spread have advantage 0: nothing but the KL term would act on them.
+    if config.drop_uninformative and 0 < stats["group/zero_std"] < 1:
+        rollout = rollout[useful.repeat_interleave(config.group_size)]
+    # 3. Learning.
+    return {**stats, **grpo_update(policy, optimizer, rollout, config, accelerator)}
+
+
+def evaluate(policy, reward, tokenizer, data, config):
+    """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
+    rows = list(range(min(300, len(data))))
+    n = 2 * config.pass_k
+    results = []
+    torch.manual_seed(config.seed)
+    for temperature, copies in ((0.0, 1), (config.temperature, n)):
+        batch = data[[row for row in rows for _ in range(copies)]]
+        ids, mask, response = generate(
+            policy, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature)
+        texts = tokenizer.batch_decode(response, skip_special_tokens=True)
+        keep = response_mask(response, policy.generation_config.eos_token_id).long()
+        with torch.no_grad():
+            rewards = reward(torch.cat([ids, response], 1), torch.cat([mask, keep], 1), texts, batch)
+        results.append(rewards.view(len(rows), copies))
+    greedy, sampled = results[0].mean().item(), results[1].mean().item()
+    if config.reward != "sum":
+        return {"reward/greedy": greedy, "reward/sampled": sampled}, texts[::n]
+    passed = [pass_at_k(n, int(correct), config.pass_k) for correct in results[1].sum(dim=1)]
+    return {"accuracy/greedy": greedy, "accuracy/sampled": sampled,
+            "accuracy/pass@k": sum(passed) / len(passed)}, texts[::n]
+
+
+def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, config, accelerator):
+    """Returns the finished Run."""
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, config.steps)
+    run = Run(folder, config, accelerator, policy=policy, optimizer=optimizer, schedule=schedule)
+    bar = tqdm(range(run.step + 1, config.steps + 1), initial=run.step, total=config.steps,
+               desc="grpo", disable=not run.is_main)
+    for step in bar:
+        # Each step has seeds of its own, so that a resumed run draws what it would have drawn.
+        torch.manual_seed((config.seed * 10**6 + step) * 1000 + accelerator.process_index)
+        dice = random.Random(f"{config.seed} {step}")
+        rows = dice.choices(range(len(data)), k=config.num_samples // config.group_size)
+        mine = rows[accelerator.process_index::accelerator.num_processes]
+        stats = grpo_step(
+            policy, reference, reward, tokenizer, data, mine, optimizer, config, accelerator)
+        schedule.step()
+        if step % config.eval_every == 0 and step < config.steps:
+            stats |= evaluate(policy, reward, tokenizer, held_out, config)[0]
+        bar.set_postfix(reward=f"{stats['reward/avg']:.2f}", kl=f"{stats['kl/ref']:.3f}",
+                        same=f"{stats['group/zero_std']:.0%}")
+        run.end_step(step, stats)
+    return run
+
+
+def main():
+    config = read_config(sys.argv[1:])
+    accelerator = start(config)
+    if config.prompt or config.chat:
+        return chat(*load_causal_lm(run_folder(config)), config)
+    if config.num_samples % (config.group_size * accelerator.num_processes):
+        die(f"--num_samples {config.num_samples} is not a number of whole groups of --group_size "
+            f"{config.group_size} for each of {accelerator.num_processes} processes")
+    if config.num_samples % config.batch_size:
+        die(f"--batch_size {config.batch_size} must divide --num_samples {config.num_samples}")
+    if not config.model:
+        make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)
+        config.model = str(run_folder(config, "sft"))
+    if Path(config.reward) == run_folder(config, "reward"):
+        make_missing(Path(config.reward), "lesson2_reward.py", "half a minute", config)
+    policy, tokenizer = load_causal_lm(config.model)
+    policy.to(accelerator.device)
+    reference = copy.deepcopy(policy).requires_grad_(False) if config.kl_coef else None
+    data, held_out = load_grpo_prompts(config, tokenizer)
+    reward = load_grpo_reward(config, tokenizer, accelerator.device)
+    folder = open_run(config, accelerator)
+    before, texts_before = evaluate(policy, reward, tokenizer, held_out, config)
+    run = train_grpo(
+        policy, reference, reward, tokenizer, data, held_out, folder, config, accelerator)
+    after, texts_after = evaluate(policy, reward, tokenizer, held_out, config)
+    if run.is_main:
+        save_model(policy, tokenizer, folder / "model")
+        run.close("reward/avg", before, after, [
+            (held_out[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
+            for i in range(min(6, len(held_out)))])
+        if config.reward == "sum":
+            gap = before["accuracy/pass@k"] - before["accuracy/sampled"]
+            way = (after["accuracy/sampled"] - before["accuracy/sampled"]) / gap
+            print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time. That is "
+                  f"{way:.0%} of the way to the first model's pass@{config.pass_k}:\nGRPO mostly "
+                  "made reliable what the model could already do in one of several tries.")
+        print("Next: python lesson4_grpo.py --reward sentiment, to compare with "
+              "lesson3_ppo.py --reward sentiment")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
