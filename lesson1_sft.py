@@ -13,8 +13,8 @@ The formulas
 
 How to run it
     python lesson1_sft.py                                    offline, about a minute on two cores
-    python lesson1_sft.py --prompt "What is 27 + 15?"        one answer of the model you trained
-    python lesson1_sft.py --chat                             talk to it
+    python lesson1_sft.py --prompt "What is 27 + 15?"        one answer of the trained model
+    python lesson1_sft.py --model runs/ppo --chat            talk to any model
     python lesson1_sft.py --model gpt2 --data alpaca.jsonl   your own model and data
 
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
@@ -70,7 +70,6 @@ class Config:
     bucket: Optional[int] = flag(None, "batches sorted by length together (1 tiny world, 8 --data)")
     warmup_steps: int = flag(20, "steps over which the learning rate rises to its peak")
     weight_decay: float = flag(0.01, "of AdamW")
-    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     max_prompt_length: int = flag(64, "tokens; examples with longer prompts are left out")
     max_new_tokens: int = flag(48, "tokens of a response; longer ones are cut")
     num_examples: int = flag(20000, "examples to train on, at most")
@@ -82,8 +81,8 @@ class Config:
     resume: bool = flag(False, "go on with an interrupted run")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
-    prompt: str = flag("", "print the trained model's answer to this, and train nothing")
-    chat: bool = flag(False, "talk to the trained model, and train nothing")
+    prompt: str = flag("", "print the answer of --model (default: this run) and train nothing")
+    chat: bool = flag(False, "talk to --model (default: this run) and train nothing")
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
 
     def __post_init__(self):
@@ -219,21 +218,18 @@ def raw_text(world):
 
 
 def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with at least these columns."""
+    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
     try:
-        if Path(name).is_file():
-            data = datasets.load_dataset("json", data_files=name, split="train")
-        else:
-            data = datasets.load_dataset(name, split="train")
+        source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
+        data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
         die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
-        if column not in data.column_names:
-            die(f"{name}: line 1 has no column {column!r}; it has {', '.join(data.column_names)}")
-        for line, value in enumerate(data[column], start=1):
+        values = data[column] if column in data.column_names else [None]
+        for line, value in enumerate(values, start=1):
             if not isinstance(value, str):
-                die(f"{name}: line {line}: the column {column!r} is missing or not a text")
+                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 
 
@@ -292,8 +288,8 @@ def bucketed_batches(lengths, batch_size, bucket, seed):
 
 
 def make_tiny_model(texts):
-    """A GPT-2 with 0.5 million weights, and a byte-level BPE tokenizer trained on `texts`: it starts
-    from the 256 bytes, so it can read anything, and merges the commonest neighbours."""
+    """A GPT-2 with 0.5 million weights and a byte-level BPE tokenizer trained on `texts`: it starts
+    from the 256 bytes, so it reads anything, and merges the commonest neighbours."""
     bpe = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)  # "27" is "2" and "7"
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -449,21 +445,20 @@ class Run:
     """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the state of `parts` (model, optimizer, ...) and the numbers in
+        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
         `extra`. Where there is one, the run goes on from it."""
-        self.folder, self.config, self.parts = folder, config, parts
-        self.is_main, self.interrupted = accelerator.is_main_process, False
-        self.step, self.rows, self.extra = 0, [], {}
+        self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
+        self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            checkpoint = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(checkpoint, map_location="cpu")
+            file = folder / (folder / "latest").read_text() / "state.pt"
+            saved = torch.load(file, map_location="cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text(text)
+            lines = (json.dumps(row) + "\n" for row in self.rows)
+            (folder / "metrics.jsonl").write_text("".join(lines))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
@@ -483,21 +478,20 @@ class Run:
             if self.interrupted or self.config.save_every and step % self.config.save_every == 0:
                 self.save_checkpoint(step)
         if self.interrupted:
-            print(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                  f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
-            sys.exit(130)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
         the checkpoint before it in force."""
-        checkpoint = self.folder / f"checkpoint-{step}"
-        checkpoint.mkdir(exist_ok=True)
+        folder = self.folder / f"checkpoint-{step}"
+        folder.mkdir(exist_ok=True)
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save({"step": step, "rows": self.rows, "extra": self.extra, **states},
-                   checkpoint / "state.pt")
-        (self.folder / "latest.tmp").write_text(checkpoint.name)
+        states.update(step=step, rows=self.rows, extra=self.extra)
+        torch.save(states, folder / "state.pt")
+        (self.folder / "latest.tmp").write_text(folder.name)
         os.replace(self.folder / "latest.tmp", self.folder / "latest")
-        for other in set(self.folder.glob("checkpoint-*")) - {checkpoint}:
+        for other in set(self.folder.glob("checkpoint-*")) - {folder}:
             shutil.rmtree(other)
 
     def close(self, curve, before, after, samples):
@@ -506,17 +500,16 @@ class Run:
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
         values = torch.tensor([row[curve] for row in self.rows])
-        means = [part.mean().item() for part in values.tensor_split(min(60, len(values)))]
-        low, high = min(means), max(means)
-        heights = [int(7.99 * (mean - low) / (high - low or 1)) for mean in means]
+        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {label}: {texts[label]!r}\n" for label in texts)
+            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         (self.folder / "samples.md").write_text(text, encoding="utf-8")
-        self.writer.add_text("samples", text, self.step)
+        self.writer.add_text("samples", text, self.rows[-1]["step"])
         self.writer.add_hparams(asdict(self.config), after, run_name=".")
         self.writer.close()
         print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
@@ -587,7 +580,7 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
         add_up_gradients(model, accelerator)
 
         # 3. The step.
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -601,7 +594,8 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
                 run.extra["best"] = stats["loss/held_out"]
                 if run.is_main:
                     save_model(model, tokenizer, folder / "best")
-        bar.set_postfix(loss=f"{stats['loss/train']:.2f}", best=f"{run.extra.get('best', 9.99):.2f}")
+        bar.set_postfix(loss=f"{stats['loss/train']:.2f}",
+                        held_out=f"{run.extra.get('best', float('nan')):.2f}")
         run.end_step(step, stats)
     if run.is_main:
         (folder / "best").rename(folder / "model")
@@ -610,7 +604,7 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
 
 
 def make_base(config, accelerator):
-    """The tiny base model: the one in runs/base if it was made with these settings, or a new one."""
+    """The tiny base model: the one in runs/base if it was made with these settings, else anew."""
     config = replace(config, run_name="base", steps=config.base_steps, resume=False,
                      learning_rate=config.learning_rate / 2)
     file = run_folder(config) / "config.json"
@@ -635,7 +629,7 @@ def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
     if config.prompt or config.chat:
-        return chat(*load_causal_lm(run_folder(config)), config)
+        return chat(*load_causal_lm(config.model or run_folder(config)), config)
     if config.data:
         data = read_data(config.data, ["instruction", "output"], config.num_examples)
         data, held_out = data.train_test_split(test_size=0.05, seed=0).values()
@@ -648,7 +642,8 @@ def main():
         folder = open_run(config, accelerator)
         model, tokenizer = make_base(config, accelerator)
     model.to(accelerator.device)
-    examples, held_out_examples = (tokenize_examples(part, tokenizer, config) for part in (data, held_out))
+    examples, held_out_examples = (
+        tokenize_examples(part, tokenizer, config) for part in (data, held_out))
 
     def look():
         """The held-out loss, and answers to the first few held-out prompts."""
@@ -669,7 +664,7 @@ def main():
         run.close("loss/train", before, after, [
             (prompt, {"base": old, "tuned": new})
             for prompt, old, new in zip(prompts, texts_before, texts_after)])
-        print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or python lesson2_reward.py')
+        print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or lesson2_reward.py')
 
 
 if __name__ == "__main__":

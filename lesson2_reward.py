@@ -67,7 +67,6 @@ class Config:
     learning_rate: Optional[float] = flag(None, "peak (default: 5e-4 tiny model, 1e-5 others)")
     warmup_steps: int = flag(10, "steps over which the learning rate rises to its peak")
     weight_decay: float = flag(0.01, "of AdamW")
-    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     freeze_backbone: bool = flag(False, "train the score head alone")
     margin: float = flag(0.0, "by how much a chosen score should exceed the rejected one")
     center_coef: float = flag(0.01, "weight of the term that keeps scores around 0")
@@ -193,21 +192,18 @@ def format_prompt(instruction: str, input: str = "") -> str:
 
 
 def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with at least these columns."""
+    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
     try:
-        if Path(name).is_file():
-            data = datasets.load_dataset("json", data_files=name, split="train")
-        else:
-            data = datasets.load_dataset(name, split="train")
+        source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
+        data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
         die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
-        if column not in data.column_names:
-            die(f"{name}: line 1 has no column {column!r}; it has {', '.join(data.column_names)}")
-        for line, value in enumerate(data[column], start=1):
+        values = data[column] if column in data.column_names else [None]
+        for line, value in enumerate(values, start=1):
             if not isinstance(value, str):
-                die(f"{name}: line {line}: the column {column!r} is missing or not a text")
+                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 
 
@@ -356,21 +352,20 @@ class Run:
     """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the state of `parts` (model, optimizer, ...) and the numbers in
+        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
         `extra`. Where there is one, the run goes on from it."""
-        self.folder, self.config, self.parts = folder, config, parts
-        self.is_main, self.interrupted = accelerator.is_main_process, False
-        self.step, self.rows, self.extra = 0, [], {}
+        self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
+        self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            checkpoint = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(checkpoint, map_location="cpu")
+            file = folder / (folder / "latest").read_text() / "state.pt"
+            saved = torch.load(file, map_location="cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text(text)
+            lines = (json.dumps(row) + "\n" for row in self.rows)
+            (folder / "metrics.jsonl").write_text("".join(lines))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
@@ -390,21 +385,20 @@ class Run:
             if self.interrupted or self.config.save_every and step % self.config.save_every == 0:
                 self.save_checkpoint(step)
         if self.interrupted:
-            print(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                  f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
-            sys.exit(130)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
         the checkpoint before it in force."""
-        checkpoint = self.folder / f"checkpoint-{step}"
-        checkpoint.mkdir(exist_ok=True)
+        folder = self.folder / f"checkpoint-{step}"
+        folder.mkdir(exist_ok=True)
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save({"step": step, "rows": self.rows, "extra": self.extra, **states},
-                   checkpoint / "state.pt")
-        (self.folder / "latest.tmp").write_text(checkpoint.name)
+        states.update(step=step, rows=self.rows, extra=self.extra)
+        torch.save(states, folder / "state.pt")
+        (self.folder / "latest.tmp").write_text(folder.name)
         os.replace(self.folder / "latest.tmp", self.folder / "latest")
-        for other in set(self.folder.glob("checkpoint-*")) - {checkpoint}:
+        for other in set(self.folder.glob("checkpoint-*")) - {folder}:
             shutil.rmtree(other)
 
     def close(self, curve, before, after, samples):
@@ -413,17 +407,16 @@ class Run:
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
         values = torch.tensor([row[curve] for row in self.rows])
-        means = [part.mean().item() for part in values.tensor_split(min(60, len(values)))]
-        low, high = min(means), max(means)
-        heights = [int(7.99 * (mean - low) / (high - low or 1)) for mean in means]
+        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {label}: {texts[label]!r}\n" for label in texts)
+            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         (self.folder / "samples.md").write_text(text, encoding="utf-8")
-        self.writer.add_text("samples", text, self.step)
+        self.writer.add_text("samples", text, self.rows[-1]["step"])
         self.writer.add_hparams(asdict(self.config), after, run_name=".")
         self.writer.close()
         print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
@@ -437,15 +430,15 @@ def make_missing(folder, lesson, duration, config):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         die(f"{folder} is missing: run python {lesson} first")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
-    flags = [f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
+    command = [sys.executable, str(Path(__file__).with_name(lesson)),
+               f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
     begun = (folder / "config.json").is_file()
-    flags += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
-    child = subprocess.Popen([sys.executable, str(Path(__file__).with_name(lesson)), *flags])
+    command += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
+    child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
-    code = child.wait()
+    if child.wait():
+        sys.exit(child.returncode)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if code:
-        sys.exit(code)
 
 
 # ---- The loop -----------------------------------------------------------------------------------
@@ -538,7 +531,7 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
         add_up_gradients(model, accelerator)
 
         # 3. The step.
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -16,7 +16,7 @@ How to run it
     python lesson3_ppo.py                          offline; makes lessons 1 and 2 where missing
     python lesson3_ppo.py --kl_coef 0 --run_name kl0
     python lesson3_ppo.py --reward sentiment       count good words instead of asking the model
-    python lesson3_ppo.py --prompt "Write a short review of the spy film."
+    python lesson1_sft.py --model runs/ppo --chat  talk to the result
 
 It writes runs/ppo. The bar shows the score (reward first), the gold reward and the KL from the
 reference. Exercise: fill in exercises/ex3_ppo.py.
@@ -70,16 +70,13 @@ class Config:
     micro_batch_size: int = flag(64, "samples a forward pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "default: 1e-4 for the tiny model, 1e-6 others")
     value_learning_rate: float = flag(1e-3, "of the value head")
-    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
     kl_coef: float = flag(0.1, "weight of the KL penalty, beta", "--kl_beta", "--kl-beta")
     kl_in: Literal["reward", "loss", "old"] = flag(
         "reward", "the penalty: k1 to the reference in the reward, k3 to the reference in the "
         "loss, or k3 to the policy that sampled in the loss")
     target_kl: float = flag(0.0, "adapt kl_coef to this KL a response (0: kl_coef is fixed)")
-    kl_horizon: int = flag(1000, "samples over which kl_coef adapts")
     max_kl: float = flag(0.2, "stop a step's epochs when kl/approx passes this (0: never)")
-    clip_range: float = flag(0.2, "the ratio may gain within 1 +- this")
-    value_clip_range: float = flag(0.2, "a value may gain within the old one +- this")
+    clip_range: float = flag(0.2, "the ratio may gain within 1 +- this, a value within +- this")
     value_coef: float = flag(0.5, "weight of the value loss")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     gamma: float = flag(1.0, "discount a token")
@@ -95,8 +92,6 @@ class Config:
     resume: bool = flag(False, "go on with an interrupted run")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
-    prompt: str = flag("", "print the trained model's answer to this, and train nothing")
-    chat: bool = flag(False, "talk to the trained model, and train nothing")
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
 
     def __post_init__(self):
@@ -248,21 +243,18 @@ def format_prompt(instruction: str, input: str = "") -> str:
 
 
 def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with at least these columns."""
+    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
     try:
-        if Path(name).is_file():
-            data = datasets.load_dataset("json", data_files=name, split="train")
-        else:
-            data = datasets.load_dataset(name, split="train")
+        source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
+        data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
         die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
-        if column not in data.column_names:
-            die(f"{name}: line 1 has no column {column!r}; it has {', '.join(data.column_names)}")
-        for line, value in enumerate(data[column], start=1):
+        values = data[column] if column in data.column_names else [None]
+        for line, value in enumerate(values, start=1):
             if not isinstance(value, str):
-                die(f"{name}: line {line}: the column {column!r} is missing or not a text")
+                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 
 
@@ -316,16 +308,6 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
     how = {"temperature": temperature} if temperature else {"do_sample": False}
     both = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how)
     return ids, mask, both[:, ids.shape[1]:]
-
-
-def chat(model, tokenizer, config):
-    """Answers --prompt or, with --chat, whatever is typed, until an empty line."""
-    instruction = config.prompt or input("You: ")
-    while instruction:
-        prompt = tokenizer.encode(format_prompt(instruction), add_special_tokens=False)
-        response = generate(model, tokenizer, [prompt], config.max_new_tokens)[2]
-        print(tokenizer.decode(response[0], skip_special_tokens=True))
-        instruction = input("You: ") if config.chat else ""
 
 
 class CausalLMWithValueHead(nn.Module):
@@ -470,21 +452,20 @@ class Run:
     """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the state of `parts` (model, optimizer, ...) and the numbers in
+        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
         `extra`. Where there is one, the run goes on from it."""
-        self.folder, self.config, self.parts = folder, config, parts
-        self.is_main, self.interrupted = accelerator.is_main_process, False
-        self.step, self.rows, self.extra = 0, [], {}
+        self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
+        self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            checkpoint = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(checkpoint, map_location="cpu")
+            file = folder / (folder / "latest").read_text() / "state.pt"
+            saved = torch.load(file, map_location="cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text(text)
+            lines = (json.dumps(row) + "\n" for row in self.rows)
+            (folder / "metrics.jsonl").write_text("".join(lines))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
@@ -504,21 +485,20 @@ class Run:
             if self.interrupted or self.config.save_every and step % self.config.save_every == 0:
                 self.save_checkpoint(step)
         if self.interrupted:
-            print(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                  f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
-            sys.exit(130)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
         the checkpoint before it in force."""
-        checkpoint = self.folder / f"checkpoint-{step}"
-        checkpoint.mkdir(exist_ok=True)
+        folder = self.folder / f"checkpoint-{step}"
+        folder.mkdir(exist_ok=True)
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save({"step": step, "rows": self.rows, "extra": self.extra, **states},
-                   checkpoint / "state.pt")
-        (self.folder / "latest.tmp").write_text(checkpoint.name)
+        states.update(step=step, rows=self.rows, extra=self.extra)
+        torch.save(states, folder / "state.pt")
+        (self.folder / "latest.tmp").write_text(folder.name)
         os.replace(self.folder / "latest.tmp", self.folder / "latest")
-        for other in set(self.folder.glob("checkpoint-*")) - {checkpoint}:
+        for other in set(self.folder.glob("checkpoint-*")) - {folder}:
             shutil.rmtree(other)
 
     def close(self, curve, before, after, samples):
@@ -527,17 +507,16 @@ class Run:
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
         values = torch.tensor([row[curve] for row in self.rows])
-        means = [part.mean().item() for part in values.tensor_split(min(60, len(values)))]
-        low, high = min(means), max(means)
-        heights = [int(7.99 * (mean - low) / (high - low or 1)) for mean in means]
+        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {label}: {texts[label]!r}\n" for label in texts)
+            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         (self.folder / "samples.md").write_text(text, encoding="utf-8")
-        self.writer.add_text("samples", text, self.step)
+        self.writer.add_text("samples", text, self.rows[-1]["step"])
         self.writer.add_hparams(asdict(self.config), after, run_name=".")
         self.writer.close()
         print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
@@ -551,15 +530,15 @@ def make_missing(folder, lesson, duration, config):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         die(f"{folder} is missing: run python {lesson} first")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
-    flags = [f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
+    command = [sys.executable, str(Path(__file__).with_name(lesson)),
+               f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
     begun = (folder / "config.json").is_file()
-    flags += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
-    child = subprocess.Popen([sys.executable, str(Path(__file__).with_name(lesson)), *flags])
+    command += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
+    child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
-    code = child.wait()
+    if child.wait():
+        sys.exit(child.returncode)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if code:
-        sys.exit(code)
 
 
 # ---- The loop ------------------------------------------------------------------------------------
@@ -649,7 +628,7 @@ def ppo_loss(policy, batch, kl_coef, count, config):
     policy_loss, clip_fraction = ppo_policy_loss(
         logprobs, batch.logprobs, batch.advantages, batch.mask, config.clip_range, count)
     value_loss = ppo_value_loss(
-        values, batch.values, batch.returns, batch.mask, config.value_clip_range, count)
+        values, batch.values, batch.returns, batch.mask, config.clip_range, count)
     entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, count)
     # k3 and not k1, because k1's gradient is zero on average: as a loss it would do nothing.
     old_kl = (kl_penalty(batch.logprobs, logprobs, "k3") * batch.mask).sum() / count
@@ -677,7 +656,7 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
                 for name, part in parts.items():
                     sums[name] += part.detach()
             add_up_gradients(policy, accelerator)
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             sums = accelerator.reduce(dict(sums), reduction="sum")
@@ -729,7 +708,7 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
                          kl_coef, config, accelerator)
         if config.target_kl:
             run.extra["kl_coef"] = adaptive_kl_coef(kl_coef, stats["kl/ref_sum"], config.target_kl,
-                                                    config.num_samples, config.kl_horizon)
+                                                    config.num_samples, 10 * config.num_samples)
         bar.set_postfix(reward=f"{stats['reward/avg']:.2f}", gold=f"{stats.get('gold/avg', 0):.2f}",
                         kl=f"{stats['kl/ref_sum']:.1f}")
         run.end_step(step, stats)
@@ -739,8 +718,6 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
-    if config.prompt or config.chat:
-        return chat(*load_causal_lm(run_folder(config)), config)
     if config.num_samples % config.batch_size or config.batch_size % accelerator.num_processes:
         die("--batch_size must divide --num_samples, and the number of processes --batch_size")
     config.reward = config.reward or str(run_folder(config, "reward"))

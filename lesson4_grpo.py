@@ -18,7 +18,7 @@ How to run it
     python lesson4_grpo.py --reward sentiment      the word count of lesson 3, without a value head
     python lesson4_grpo.py --reward runs/reward    lesson 2's reward model
     python lesson4_grpo.py --reward my_rewards.py:f   f(prompts=, responses=, ...) -> list of floats
-    Dr. GRPO: --average constant --scale none      DAPO: --average token --clip_high 0.28 --kl_coef 0
+    Dr. GRPO: --average constant --scale none      DAPO: --average token --kl_coef 0
 
 It writes runs/grpo. In the first step the loss is 0 and its gradient is not: each group's
 advantages add up to 0. Watch the reward instead. Exercise: fill in exercises/ex4_grpo.py.
@@ -67,15 +67,15 @@ class Config:
     data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "GRPO steps: sample, score, learn (default: 80 sums, 100 others)")
+    steps: Optional[int] = flag(None, "GRPO steps (default: 80 for sums, 100 others)")
     num_samples: Optional[int] = flag(None, "responses a step (default: 512 for sums, 64 others)")
     group_size: int = flag(8, "responses to the same prompt, G")
-    epochs: int = flag(4, "times that a step's samples are learned from", "--ppo_epochs", "--ppo-epochs")
-    batch_size: Optional[int] = flag(None, "samples an optimiser step (default: 512 sums, 32 others)")
+    ppo_epochs: int = flag(4, "times that a step's samples are learned from")
+    batch_size: Optional[int] = flag(None, "samples an optimiser step (default: 512 or 32)")
     micro_batch_size: int = flag(512, "samples a forward pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "at first (default: 3e-4 tiny model, 1e-6 others)")
-    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this norm")
-    kl_coef: float = flag(0.01, "weight of the KL term, beta (0: no reference model)", "--kl_beta", "--kl-beta")
+    kl_coef: float = flag(0.01, "weight of the KL term, beta (0: no reference model is kept)",
+                          "--kl_beta", "--kl-beta")
     clip_low: float = flag(0.2, "the ratio may gain down to 1 - this")
     clip_high: float = flag(0.28, "the ratio may gain up to 1 + this")
     scale: Literal["std", "none"] = flag("std", "divide a group's advantages by its std, or not")
@@ -85,7 +85,7 @@ class Config:
     pass_k: int = flag(8, "the k of pass@k, out of 2k samples")
     eval_every: int = flag(40, "steps between two measurements on held-out sums")
     max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
-    max_new_tokens: Optional[int] = flag(None, "tokens a response may have (default: 4 sums, 40 others)")
+    max_new_tokens: Optional[int] = flag(None, "tokens of a response (default: 4 or 40)")
     save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)")
     seed: int = flag(0, "a CPU run with the same seed repeats exactly")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
@@ -93,8 +93,6 @@ class Config:
     resume: bool = flag(False, "go on with an interrupted run")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
-    prompt: str = flag("", "print the trained model's answer to this, and train nothing")
-    chat: bool = flag(False, "talk to the trained model, and train nothing")
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
 
     def __post_init__(self):
@@ -242,21 +240,18 @@ def format_prompt(instruction: str, input: str = "") -> str:
 
 
 def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with at least these columns."""
+    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
     try:
-        if Path(name).is_file():
-            data = datasets.load_dataset("json", data_files=name, split="train")
-        else:
-            data = datasets.load_dataset(name, split="train")
+        source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
+        data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
         die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
-        if column not in data.column_names:
-            die(f"{name}: line 1 has no column {column!r}; it has {', '.join(data.column_names)}")
-        for line, value in enumerate(data[column], start=1):
+        values = data[column] if column in data.column_names else [None]
+        for line, value in enumerate(values, start=1):
             if not isinstance(value, str):
-                die(f"{name}: line {line}: the column {column!r} is missing or not a text")
+                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 
 
@@ -274,8 +269,10 @@ def load_grpo_prompts(config, tokenizer):
         prompt = format_prompt(row["instruction"], row.get("input") or "")
         return {"prompt_ids": tokenizer.encode(prompt, add_special_tokens=False)}
 
-    data, held_out = (part.map(add_prompt).filter(
-        lambda row: len(row["prompt_ids"]) <= config.max_prompt_length) for part in (data, held_out))
+    def fits(row):
+        return len(row["prompt_ids"]) <= config.max_prompt_length
+
+    data, held_out = (part.map(add_prompt).filter(fits) for part in (data, held_out))
     if not len(data):
         die("every prompt is longer than --max_prompt_length: raise it")
     return data, held_out
@@ -319,16 +316,6 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
     how = {"temperature": temperature} if temperature else {"do_sample": False}
     both = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how)
     return ids, mask, both[:, ids.shape[1]:]
-
-
-def chat(model, tokenizer, config):
-    """Answers --prompt or, with --chat, whatever is typed, until an empty line."""
-    instruction = config.prompt or input("You: ")
-    while instruction:
-        prompt = tokenizer.encode(format_prompt(instruction), add_special_tokens=False)
-        response = generate(model, tokenizer, [prompt], config.max_new_tokens)[2]
-        print(tokenizer.decode(response[0], skip_special_tokens=True))
-        instruction = input("You: ") if config.chat else ""
 
 
 def response_output(lm, ids, attention_mask, length, **options):
@@ -482,21 +469,20 @@ class Run:
     """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the state of `parts` (model, optimizer, ...) and the numbers in
+        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
         `extra`. Where there is one, the run goes on from it."""
-        self.folder, self.config, self.parts = folder, config, parts
-        self.is_main, self.interrupted = accelerator.is_main_process, False
-        self.step, self.rows, self.extra = 0, [], {}
+        self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
+        self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            checkpoint = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(checkpoint, map_location="cpu")
+            file = folder / (folder / "latest").read_text() / "state.pt"
+            saved = torch.load(file, map_location="cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text(text)
+            lines = (json.dumps(row) + "\n" for row in self.rows)
+            (folder / "metrics.jsonl").write_text("".join(lines))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
@@ -516,21 +502,20 @@ class Run:
             if self.interrupted or self.config.save_every and step % self.config.save_every == 0:
                 self.save_checkpoint(step)
         if self.interrupted:
-            print(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                  f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
-            sys.exit(130)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
         the checkpoint before it in force."""
-        checkpoint = self.folder / f"checkpoint-{step}"
-        checkpoint.mkdir(exist_ok=True)
+        folder = self.folder / f"checkpoint-{step}"
+        folder.mkdir(exist_ok=True)
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save({"step": step, "rows": self.rows, "extra": self.extra, **states},
-                   checkpoint / "state.pt")
-        (self.folder / "latest.tmp").write_text(checkpoint.name)
+        states.update(step=step, rows=self.rows, extra=self.extra)
+        torch.save(states, folder / "state.pt")
+        (self.folder / "latest.tmp").write_text(folder.name)
         os.replace(self.folder / "latest.tmp", self.folder / "latest")
-        for other in set(self.folder.glob("checkpoint-*")) - {checkpoint}:
+        for other in set(self.folder.glob("checkpoint-*")) - {folder}:
             shutil.rmtree(other)
 
     def close(self, curve, before, after, samples):
@@ -539,17 +524,16 @@ class Run:
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
         values = torch.tensor([row[curve] for row in self.rows])
-        means = [part.mean().item() for part in values.tensor_split(min(60, len(values)))]
-        low, high = min(means), max(means)
-        heights = [int(7.99 * (mean - low) / (high - low or 1)) for mean in means]
+        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {label}: {texts[label]!r}\n" for label in texts)
+            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         (self.folder / "samples.md").write_text(text, encoding="utf-8")
-        self.writer.add_text("samples", text, self.step)
+        self.writer.add_text("samples", text, self.rows[-1]["step"])
         self.writer.add_hparams(asdict(self.config), after, run_name=".")
         self.writer.close()
         print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
@@ -563,15 +547,15 @@ def make_missing(folder, lesson, duration, config):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         die(f"{folder} is missing: run python {lesson} first")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
-    flags = [f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
+    command = [sys.executable, str(Path(__file__).with_name(lesson)),
+               f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
     begun = (folder / "config.json").is_file()
-    flags += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
-    child = subprocess.Popen([sys.executable, str(Path(__file__).with_name(lesson)), *flags])
+    command += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
+    child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
-    code = child.wait()
+    if child.wait():
+        sys.exit(child.returncode)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if code:
-        sys.exit(code)
 
 
 # ---- The loop -----------------------------------------------------------------------------------
@@ -625,7 +609,8 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
     rewards = reward(ids, attention_mask, texts, batch)
     advantages = group_advantages(rewards, config.group_size, config.scale)
     # Without a reference its place is taken by the policy itself, and no KL is added or shown.
-    return Rollout(ids, attention_mask, response, mask, logprobs[0], logprobs[-1], rewards, advantages)
+    return Rollout(ids, attention_mask, response, mask, logprobs[0], logprobs[-1],
+                   rewards, advantages)
 
 
 def grpo_loss(policy, batch, counts, config):
@@ -651,7 +636,7 @@ def grpo_loss(policy, batch, counts, config):
 def grpo_update(policy, optimizer, rollout, config, accelerator):
     """Several epochs of minibatches on one rollout -> stats, averaged over the minibatches."""
     history = []
-    for _ in range(config.epochs):
+    for _ in range(config.ppo_epochs):
         order = torch.randperm(len(rollout.ids))
         for rows in order.tensor_split(config.num_samples // config.batch_size):
             # All pieces, on all processes, are divided by the whole minibatch's counts.
@@ -667,7 +652,7 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
                 for name, part in parts.items():
                     sums[name] += part
             add_up_gradients(policy, accelerator)
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             sums = accelerator.reduce(dict(sums), reduction="sum")
@@ -707,7 +692,8 @@ def evaluate(policy, reward, tokenizer, data, config):
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
         keep = response_mask(response, policy.generation_config.eos_token_id).long()
         with torch.no_grad():
-            rewards = reward(torch.cat([ids, response], 1), torch.cat([mask, keep], 1), texts, batch)
+            rewards = reward(torch.cat([ids, response], dim=1), torch.cat([mask, keep], dim=1),
+                             texts, batch)
         results.append(rewards.view(len(rows), copies))
     greedy, sampled = results[0].mean().item(), results[1].mean().item()
     if config.reward != "sum":
@@ -744,8 +730,6 @@ def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, con
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
-    if config.prompt or config.chat:
-        return chat(*load_causal_lm(run_folder(config)), config)
     if config.num_samples % (config.group_size * accelerator.num_processes):
         die(f"--num_samples {config.num_samples} is not a number of whole groups of --group_size "
             f"{config.group_size} for each of {accelerator.num_processes} processes")
