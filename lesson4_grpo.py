@@ -757,7 +757,7 @@ def main():
             for i in range(min(6, len(held_out)))])
         if config.reward == "sum":
             gap = before["accuracy/pass@k"] - before["accuracy/sampled"]
-            way = (after["accuracy/sampled"] - before["accuracy/sampled"]) / gap
+            way = (after["accuracy/sampled"] - before["accuracy/sampled"]) / max(gap, 1e-9)
             print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time. That is "
                   f"{way:.0%} of the way to the first model's pass@{config.pass_k}:\nGRPO mostly "
                   "made reliable what the model could already do in one of several tries.")
