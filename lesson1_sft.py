@@ -358,6 +358,7 @@ def chat(model, tokenizer, config):
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
 FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
 def die(message):
@@ -370,20 +371,22 @@ def read_config(arguments):
     if they had been typed first: what is typed later wins."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
-    config = Config(**vars(parser.parse_args(arguments)))
+    config, saved = Config(**vars(parser.parse_args(arguments))), {}
     file = run_folder(config) / "config.json" if config.resume else Path(config.config)
-    if file == Path():
-        return config
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
-    except (OSError, ValueError, AttributeError) as error:
-        die(f"cannot read settings from {file}: {error}")
-    config = Config(**vars(parser.parse_args(earlier + arguments)))
+    if file != Path():
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
+        except (OSError, ValueError, AttributeError) as error:
+            die(f"cannot read settings from {file}: {error}")
+        config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
         if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
+        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        if type(value) in (int, float) and value < least:
+            die(f"--{name} must be at least {least}, not {value}")
     return config
 
 

@@ -59,7 +59,7 @@ class Config:
     run_name: str = flag("reward", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
     rm_epochs: int = flag(1, "times that every pair is learned from")
-    steps: int = flag(0, "optimiser steps, where rm_epochs would be more (0: no limit)")
+    steps: Optional[int] = flag(None, "optimiser steps (default: as many as the epochs have)")
     num_pairs: int = flag(6000, "pairs to learn from, at most")
     num_held_out: int = flag(4000, "pairs to measure on, at most")
     batch_size: int = flag(64, "pairs an optimiser step, over all processes")
@@ -265,6 +265,7 @@ def score_answers(model, tokenizer, ids):
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
 FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
 def die(message):
@@ -277,20 +278,22 @@ def read_config(arguments):
     if they had been typed first: what is typed later wins."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
-    config = Config(**vars(parser.parse_args(arguments)))
+    config, saved = Config(**vars(parser.parse_args(arguments))), {}
     file = run_folder(config) / "config.json" if config.resume else Path(config.config)
-    if file == Path():
-        return config
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
-    except (OSError, ValueError, AttributeError) as error:
-        die(f"cannot read settings from {file}: {error}")
-    config = Config(**vars(parser.parse_args(earlier + arguments)))
+    if file != Path():
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
+        except (OSError, ValueError, AttributeError) as error:
+            die(f"cannot read settings from {file}: {error}")
+        config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
         if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
+        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        if type(value) in (int, float) and value < least:
+            die(f"--{name} must be at least {least}, not {value}")
     return config
 
 
@@ -504,7 +507,7 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
     optimizer = torch.optim.AdamW(
         weights, lr=config.learning_rate, weight_decay=config.weight_decay)
     per_epoch = -(-len(data) // config.batch_size)
-    steps = min(config.steps or 10**9, config.rm_epochs * per_epoch)
+    steps = config.steps or config.rm_epochs * per_epoch
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
     run = Run(folder, config, accelerator, model=model, optimizer=optimizer, schedule=schedule)
     bar = tqdm(range(run.step + 1, steps + 1), initial=run.step, total=steps, desc="reward",

@@ -97,9 +97,6 @@ class Config:
     def __post_init__(self):
         if self.learning_rate is None:
             self.learning_rate = 1e-6 if self.model else 1e-4
-        for name in "num_samples", "batch_size", "micro_batch_size", "ppo_epochs", "steps":
-            if getattr(self, name) < 1:
-                die(f"--{name} must be at least 1")
 
 
 # ---- The maths ----------------------------------------------------------------------------------
@@ -170,7 +167,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=
     counts, whatever the sign of the advantage. Returns (loss, fraction of tokens clipped)."""
     if count is None:
         count = mask.sum().clamp(min=1)
-    ratio = torch.exp((logprobs - old_logprobs) * mask)  # (B, T)
+    ratio = torch.exp(logprobs - old_logprobs)  # (B, T)
     loss = -advantages * ratio
     clipped_loss = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     clip_fraction = ((clipped_loss > loss) * mask).sum() / count
@@ -356,8 +353,10 @@ def load_score(config, tokenizer, device):
     def score(ids, attention_mask, texts):
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         raw = model(ids, attention_mask=attention_mask, position_ids=position_ids).logits[:, 0]
-        # Lesson 2 measured these two: a score of 1 is one standard deviation above its average.
-        return (raw.float() - model.config.score_mean) / model.config.score_std
+        # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
+        mean, std = (getattr(model.config, name, default)
+                     for name, default in (("score_mean", 0.0), ("score_std", 1.0)))
+        return (raw.float() - mean) / std
 
     return score
 
@@ -365,6 +364,7 @@ def load_score(config, tokenizer, device):
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
 FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
 def die(message):
@@ -377,20 +377,22 @@ def read_config(arguments):
     if they had been typed first: what is typed later wins."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
-    config = Config(**vars(parser.parse_args(arguments)))
+    config, saved = Config(**vars(parser.parse_args(arguments))), {}
     file = run_folder(config) / "config.json" if config.resume else Path(config.config)
-    if file == Path():
-        return config
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
-    except (OSError, ValueError, AttributeError) as error:
-        die(f"cannot read settings from {file}: {error}")
-    config = Config(**vars(parser.parse_args(earlier + arguments)))
+    if file != Path():
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
+        except (OSError, ValueError, AttributeError) as error:
+            die(f"cannot read settings from {file}: {error}")
+        config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
         if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
+        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        if type(value) in (int, float) and value < least:
+            die(f"--{name} must be at least {least}, not {value}")
     return config
 
 
@@ -582,7 +584,8 @@ def sample_responses(policy, reference, score, tokenizer, prompts, config):
         ref_logits = response_output(reference, *inputs).logits
         parts.append((response_logprobs(logits, response[rows], config.temperature),
                       response_logprobs(ref_logits, response[rows], config.temperature), values))
-    logprobs, ref_logprobs, values = (torch.cat(part) for part in zip(*parts))
+    # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
+    logprobs, ref_logprobs, values = (torch.cat(part) * mask for part in zip(*parts))
     texts = tokenizer.batch_decode(response, skip_special_tokens=True)
     gold = torch.tensor([gold_utility(text) for text in texts], device=ids.device)
     # A response that was cut off before its end token pays for it.
@@ -624,7 +627,7 @@ def whiten_over_processes(advantages, mask, accelerator):
 def ppo_loss(policy, batch, kl_coef, count, config):
     """The loss of some rows and its parts, as sums divided by `count`."""
     logits, values = policy(batch.ids, batch.attention_mask, batch.response.shape[1])
-    logprobs = response_logprobs(logits, batch.response, config.temperature)
+    logprobs = response_logprobs(logits, batch.response, config.temperature) * batch.mask
     policy_loss, clip_fraction = ppo_policy_loss(
         logprobs, batch.logprobs, batch.advantages, batch.mask, config.clip_range, count)
     value_loss = ppo_value_loss(
@@ -718,6 +721,8 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
+    if not config.temperature:
+        die("--temperature must be above 0: the policy has to try different answers")
     if config.num_samples % config.batch_size or config.batch_size % accelerator.num_processes:
         die("--batch_size must divide --num_samples, and the number of processes --batch_size")
     config.reward = config.reward or str(run_folder(config, "reward"))

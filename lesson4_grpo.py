@@ -373,8 +373,10 @@ def load_score(config, tokenizer, device):
     def score(ids, attention_mask, texts):
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         raw = model(ids, attention_mask=attention_mask, position_ids=position_ids).logits[:, 0]
-        # Lesson 2 measured these two: a score of 1 is one standard deviation above its average.
-        return (raw.float() - model.config.score_mean) / model.config.score_std
+        # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
+        mean, std = (getattr(model.config, name, default)
+                     for name, default in (("score_mean", 0.0), ("score_std", 1.0)))
+        return (raw.float() - mean) / std
 
     return score
 
@@ -382,6 +384,7 @@ def load_score(config, tokenizer, device):
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
 FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
 def die(message):
@@ -394,20 +397,22 @@ def read_config(arguments):
     if they had been typed first: what is typed later wins."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
-    config = Config(**vars(parser.parse_args(arguments)))
+    config, saved = Config(**vars(parser.parse_args(arguments))), {}
     file = run_folder(config) / "config.json" if config.resume else Path(config.config)
-    if file == Path():
-        return config
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
-    except (OSError, ValueError, AttributeError) as error:
-        die(f"cannot read settings from {file}: {error}")
-    config = Config(**vars(parser.parse_args(earlier + arguments)))
+    if file != Path():
+        try:
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
+        except (OSError, ValueError, AttributeError) as error:
+            die(f"cannot read settings from {file}: {error}")
+        config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
         if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
+        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        if type(value) in (int, float) and value < least:
+            die(f"--{name} must be at least {least}, not {value}")
     return config
 
 
@@ -605,6 +610,8 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
             response_output(model, ids[i], attention_mask[i], response.shape[1]).logits,
             response[i], config.temperature)
             for i in torch.arange(len(ids)).split(config.micro_batch_size)]))
+    # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
+    logprobs = [part * mask for part in logprobs]
     texts = tokenizer.batch_decode(response, skip_special_tokens=True)
     rewards = reward(ids, attention_mask, texts, batch)
     advantages = group_advantages(rewards, config.group_size, config.scale)
@@ -616,7 +623,7 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
 def grpo_loss(policy, batch, counts, config):
     """The loss of some rows and its parts, each divided by what the whole minibatch has of it."""
     output = response_output(policy, batch.ids, batch.attention_mask, batch.response.shape[1])
-    logprobs = response_logprobs(output.logits, batch.response, config.temperature)
+    logprobs = response_logprobs(output.logits, batch.response, config.temperature) * batch.mask
     token_loss = grpo_token_loss(logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages,
                                  config.kl_coef, config.clip_low, config.clip_high)
     loss = aggregate_loss(token_loss, batch.mask, config.average, config.max_new_tokens,
@@ -730,6 +737,10 @@ def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, con
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
+    if not config.temperature:
+        die("--temperature must be above 0: the policy has to try different answers")
+    if config.group_size < 2:
+        die("--group_size must be at least 2: a response is compared with others of its group")
     if config.num_samples % (config.group_size * accelerator.num_processes):
         die(f"--num_samples {config.num_samples} is not a number of whole groups of --group_size "
             f"{config.group_size} for each of {accelerator.num_processes} processes")

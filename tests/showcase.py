@@ -20,8 +20,11 @@ import time
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = set("wonderful lovely charming gripping brilliant moving funny superb clever delightful "
            "warm fresh".split())
@@ -38,8 +41,7 @@ def parse_review(text):
         return None
     clauses = []
     for place, clause in enumerate(JOINTS.split(text[4:-1])):
-        *subject, verb, word = clause.split(" ")
-        subject = " ".join(subject)
+        subject, verb, word = (clause.rsplit(" ", 2) + ["", ""])[:3]
         fits = (subject in {f"{kind} film" for kind in KINDS}, subject in SECOND, subject in THIRD)
         if place > 2 or not fits[place] or verb not in ("was", "felt") or word not in GOOD | BAD:
             return None
