@@ -370,7 +370,8 @@ def test_gae_follows_its_definition(lesson3, gamma, lam):
     for b, t in REAL:
         for s in range(t, LENGTHS[b]):
             after = values[b, s + 1] if s + 1 < LENGTHS[b] else 0.
-            expected[b, t] += (gamma * lam)**(s - t) * (rewards[b, s] + gamma * after - values[b, s])
+            delta = rewards[b, s] + gamma * after - values[b, s]
+            expected[b, t] += (gamma * lam)**(s - t) * delta
     advantages, returns = lesson3.compute_gae(rewards, values, MASK, gamma, lam)
     close(advantages, expected)
     close(returns, (expected + values) * MASK)

@@ -1,0 +1,118 @@
+"""What the four files must have in common, read from their text: equal copies, no imports of one
+another, and functions short enough to read."""
+
+import ast
+import re
+
+import pytest
+from conftest import ROOT
+
+LESSONS = sorted(ROOT.glob("lesson[1-4]_*.py"))
+OWN = {"Config", "Rollout", "main"}  # each lesson has its own
+each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+
+
+def source(node, lines):
+    """The node's lines, its decorators included."""
+    first = min([node.lineno] + [d.lineno for d in getattr(node, "decorator_list", [])])
+    return "\n".join(lines[first - 1:node.end_lineno])
+
+
+def definitions(path):
+    """{name: text} of the functions, classes and constants at the top level."""
+    text = path.read_text(encoding="utf-8")
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name.id for target in targets for name in ast.walk(target)
+                     if isinstance(name, ast.Name)]
+        else:
+            names = []
+        found |= {name: source(node, text.splitlines()) for name in names}
+    return found
+
+
+def functions(path):
+    """[(name, first line, number of lines)], methods and nested functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    firsts = [min([node.lineno] + [d.lineno for d in node.decorator_list]) for node in nodes]
+    return [(node.name, first, node.end_lineno - first + 1) for node, first in zip(nodes, firsts)]
+
+
+def test_there_are_four_lessons():
+    assert [path.stem[:7] for path in LESSONS] == ["lesson1", "lesson2", "lesson3", "lesson4"]
+
+
+def test_what_two_lessons_define_is_the_same_to_the_letter():
+    texts = {}
+    for path in LESSONS:
+        for name, text in definitions(path).items():
+            texts.setdefault(name, {})[path.stem] = text
+    shared = {name: by_lesson for name, by_lesson in texts.items() if len(by_lesson) > 1}
+    assert {"response_logprobs", "format_prompt", "Run", "KINDS", "flag"} <= set(shared)
+    different = {name: sorted(by_lesson) for name, by_lesson in shared.items()
+                 if name not in OWN and len(set(by_lesson.values())) > 1}
+    assert not different
+
+
+@each_lesson
+def test_a_lesson_imports_no_file_of_the_project_and_no_trl(path):
+    own = {file.stem for folder in (".", "tests", "exercises", "answers")
+           for file in (ROOT / folder).glob("*.py")} | {"tests", "exercises", "answers"}
+    imported = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            imported.append(node.module)
+    assert "torch" in imported
+    assert not {name.split(".")[0] for name in imported} & (own | {"trl"})
+
+
+@each_lesson
+def test_lines_have_at_most_100_columns(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert not [number for number, line in enumerate(lines, start=1) if len(line) > 100]
+
+
+@each_lesson
+def test_a_lesson_has_at_most_600_lines_that_are_not_blank(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert sum(bool(line.strip()) for line in lines) <= 600
+
+
+@each_lesson
+def test_functions_are_under_45_lines(path):
+    long = [(name, length) for name, _, length in functions(path) if length >= 45]
+    assert not [(name, length) for name, length in long
+                if name != "main" and not name.startswith("train_")]
+
+
+@each_lesson
+def test_functions_of_the_maths_have_at_most_25_lines(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    begin = next(n for n, line in enumerate(lines, 1) if line.startswith("# ---- The maths"))
+    end = next(n for n, line in enumerate(lines, 1) if n > begin and line.startswith("# ---- "))
+    maths = [(name, length) for name, first, length in functions(path) if begin < first < end]
+    assert len(maths) >= 5
+    assert not [(name, length) for name, length in maths if length > 25]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_every_flag_has_a_help_text_that_argparse_can_print(number, request):
+    config = request.getfixturevalue(f"lesson{number}").Config
+    for field in config.__dataclass_fields__.values():
+        text = field.metadata.get("help")
+        assert text and text.strip(), f"{field.name} has no help text"
+        assert "%" not in text, f"a % in the help of {field.name} breaks --help"
+
+
+def test_every_lesson_names_its_exercise():
+    for number, path in enumerate(LESSONS, start=1):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert re.search(rf"exercises/ex{number}_\w+\.py", docstring)
