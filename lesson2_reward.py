@@ -430,7 +430,7 @@ def make_missing(folder, lesson, duration, config):
     """Where an input is missing, the lesson that makes it runs first, as a process of its own."""
     if (folder / "model").is_dir():
         return
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
         die(f"{folder} is missing: run python {lesson} first")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),

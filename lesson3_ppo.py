@@ -339,7 +339,7 @@ def load_score(config, tokenizer, device):
     if config.reward == "sentiment":
         return lambda ids, mask, texts: torch.tensor(
             [sentiment_reward(text) for text in texts], device=device)
-    path = Path(config.reward, "model")
+    path = Path(config.reward, "model") if Path(config.reward).is_dir() else config.reward
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
@@ -529,7 +529,7 @@ def make_missing(folder, lesson, duration, config):
     """Where an input is missing, the lesson that makes it runs first, as a process of its own."""
     if (folder / "model").is_dir():
         return
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
         die(f"{folder} is missing: run python {lesson} first")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),

@@ -82,6 +82,8 @@ class Config:
     average: Literal["sequence", "token", "constant"] = flag("sequence", "how the loss is averaged")
     drop_uninformative: bool = flag(True, "leave out groups whose rewards are all the same")
     temperature: float = flag(1.0, "of the sampling, and of every log-probability")
+    missing_eos_penalty: Optional[float] = flag(
+        None, "taken off the reward of a response without an end (default: 0 for sums, 1 others)")
     pass_k: int = flag(8, "the k of pass@k, out of 2k samples")
     eval_every: int = flag(40, "steps between two measurements on held-out sums")
     max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
@@ -96,8 +98,10 @@ class Config:
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
 
     def __post_init__(self):
-        of_sums = {"steps": 80, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4}
-        of_others = {"steps": 100, "num_samples": 64, "batch_size": 32, "max_new_tokens": 40}
+        of_sums = {"steps": 80, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4,
+                   "missing_eos_penalty": 0.0}
+        of_others = {"steps": 100, "num_samples": 64, "batch_size": 32, "max_new_tokens": 40,
+                     "missing_eos_penalty": 1.0}
         for name, value in (of_sums if self.reward == "sum" else of_others).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -359,7 +363,7 @@ def load_score(config, tokenizer, device):
     if config.reward == "sentiment":
         return lambda ids, mask, texts: torch.tensor(
             [sentiment_reward(text) for text in texts], device=device)
-    path = Path(config.reward, "model")
+    path = Path(config.reward, "model") if Path(config.reward).is_dir() else config.reward
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
@@ -549,7 +553,7 @@ def make_missing(folder, lesson, duration, config):
     """Where an input is missing, the lesson that makes it runs first, as a process of its own."""
     if (folder / "model").is_dir():
         return
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
         die(f"{folder} is missing: run python {lesson} first")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
@@ -588,6 +592,7 @@ class Rollout:
     logprobs: torch.Tensor  # (B, T) by the policy that sampled
     ref_logprobs: torch.Tensor  # (B, T)
     rewards: torch.Tensor  # (B,)
+    ended: torch.Tensor  # (B,) bool: has an end token
     advantages: torch.Tensor  # (B,)
 
     def __getitem__(self, rows):
@@ -601,7 +606,9 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
     batch = data[[row for row in rows for _ in range(config.group_size)]]
     ids, prompt_mask, response = generate(
         policy, tokenizer, batch["prompt_ids"], config.max_new_tokens, config.temperature)
-    mask = response_mask(response, policy.generation_config.eos_token_id)
+    ends = policy.generation_config.eos_token_id
+    mask = response_mask(response, ends)
+    ended = torch.isin(response, torch.tensor(ends, device=ids.device)).any(dim=1)
     ids = torch.cat([ids, response], dim=1)
     attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
     logprobs = []
@@ -613,11 +620,12 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
     # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
     logprobs = [part * mask for part in logprobs]
     texts = tokenizer.batch_decode(response, skip_special_tokens=True)
-    rewards = reward(ids, attention_mask, texts, batch)
+    # A response that was cut off before its end token pays for it.
+    rewards = reward(ids, attention_mask, texts, batch) - config.missing_eos_penalty * (~ended)
     advantages = group_advantages(rewards, config.group_size, config.scale)
     # Without a reference its place is taken by the policy itself, and no KL is added or shown.
     return Rollout(ids, attention_mask, response, mask, logprobs[0], logprobs[-1],
-                   rewards, advantages)
+                   rewards, ended, advantages)
 
 
 def grpo_loss(policy, batch, counts, config):
@@ -677,7 +685,7 @@ def grpo_step(policy, reference, reward, tokenizer, data, rows, optimizer, confi
     groups = rollout.rewards.view(-1, config.group_size)
     means = {"reward/avg": rollout.rewards, "reward/std": groups.std(dim=1),
              "group/zero_std": ~useful, "advantage/mean": rollout.advantages,
-             "response/length": rollout.mask.sum(dim=1)}
+             "response/length": rollout.mask.sum(dim=1), "response/truncated": ~rollout.ended}
     stats = {name: accelerator.gather(x.float()).mean().item() for name, x in means.items()}
     # 2. Groups without spread have advantage 0: nothing but the KL term would act on them.
     if config.drop_uninformative and 0 < stats["group/zero_std"] < 1:

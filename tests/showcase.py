@@ -122,7 +122,7 @@ def smooth(runs_dir, name, tag, width=10):
 
 
 def sums(held_out_from):
-    """The held-out sums, from the lesson's own list: which they are is a convention, not a result."""
+    """The held-out sums: which they are is the lesson's convention, not its result."""
     sys.path.insert(0, str(ROOT))
     import lesson1_sft
     return lesson1_sft.sums(held_out_from), lesson1_sft

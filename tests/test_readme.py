@@ -1,0 +1,48 @@
+"""The README's table of settings comes from the lessons: `python tests/test_readme.py` prints it."""
+
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = ("lesson1_sft", "lesson2_reward", "lesson3_ppo", "lesson4_grpo")
+
+
+def configs():
+    for name in LESSONS:
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        yield {field.name: field for field in fields(module.Config)}
+
+
+def show(field):
+    if field is None:
+        return "-"
+    return "" if field.default in (None, "") else f"`{field.default}`"
+
+
+def settings_table():
+    lessons = list(configs())
+    names = list(dict.fromkeys(name for lesson in lessons for name in lesson))
+    lines = ["| flag | 1 | 2 | 3 | 4 | what it is |", "| --- |" + " --- |" * 5]
+    for name in names:
+        columns = [lesson.get(name) for lesson in lessons]
+        first = next(column for column in columns if column is not None)
+        aliases = [alias for alias in first.metadata.get("aliases", []) if "_" in alias]
+        helps = list(dict.fromkeys(c.metadata["help"] for c in columns if c is not None))
+        flag = ", ".join(f"`{text}`" for text in [f"--{name}", *aliases])
+        cells = " | ".join(map(show, columns))
+        text = "; or: ".join(helps).replace("<", "&lt;")
+        lines.append(f"| {flag} | {cells} | {text} |")
+    return "\n".join(lines)
+
+
+def test_the_readme_lists_every_setting_with_its_default():
+    assert settings_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(settings_table())
