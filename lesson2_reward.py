@@ -420,7 +420,8 @@ class Run:
         print(text.replace("**", ""))
         (self.folder / "samples.md").write_text(text, encoding="utf-8")
         self.writer.add_text("samples", text, self.rows[-1]["step"])
-        self.writer.add_hparams(asdict(self.config), after, run_name=".")
+        results = {f"final/{name}": value for name, value in after.items()}
+        self.writer.add_hparams(asdict(self.config), results, run_name=".")
         self.writer.close()
         print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
               f"Curves: tensorboard --logdir {self.config.runs_dir}")
