@@ -1,0 +1,1077 @@
+"""Every lesson as a student runs it: a process of its own, in a folder of its own, small numbers.
+
+The `chain` runs the four lessons once as plain commands, and many tests look at what it left. A
+plain command imports for six seconds before it does anything, so the other tests fork theirs from
+a process that has the imports done.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from importlib import util
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+CPU = ["--device=cpu"]
+REPO = Path(__file__).resolve().parent.parent
+LESSONS = {1: "lesson1_sft.py", 2: "lesson2_reward.py", 3: "lesson3_ppo.py", 4: "lesson4_grpo.py"}
+RUNS = {1: "sft", 2: "reward", 3: "ppo", 4: "grpo"}
+SMALL = {
+    1: dict(device="cpu", steps=6, base_steps=4, num_examples=300, batch_size=8),
+    2: dict(device="cpu", num_pairs=64, num_held_out=32, batch_size=16),
+    3: dict(device="cpu", steps=3, num_samples=8, batch_size=4, max_new_tokens=12),
+    4: dict(device="cpu", steps=3, num_samples=16, batch_size=8, group_size=4, pass_k=2,
+            eval_every=1),
+}
+INTERFACE = {
+    3: "reward/avg loss/policy loss/value loss/total_no_kl loss/total_with_kl kl/approx kl/ref "
+       "clip/fraction entropy/avg value/explained_variance response/length response/truncated "
+       "gold/avg",
+    4: "reward/avg loss/grpo advantage/mean reward/std group/zero_std accuracy/greedy "
+       "accuracy/pass@k kl/approx kl/ref clip/fraction entropy/avg response/length",
+}
+HAS_FORKSERVER = "forkserver" in multiprocessing.get_all_start_methods()
+PROCESSES = multiprocessing.get_context("forkserver" if HAS_FORKSERVER else "spawn")
+
+
+# ---- Running a lesson ---------------------------------------------------------------------------
+
+
+def flags(settings):
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def in_child(command, folder, output, stdin, env, stop):
+    """The body of a forked process: it becomes `python command...` in that folder. `stop` is
+    (signal, n): the process sends itself that signal when its bar has moved for the n-th time."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # a group of its own, so that a test can press Ctrl-C for all of it
+    os.chdir(folder)
+    os.environ.update(env)
+    for number, stream in (1, sys.stdout), (2, sys.stderr):
+        stream.flush()
+        os.dup2(os.open(f"{output}.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    Path(f"{output}.0").write_text(stdin, encoding="utf-8")
+    sys.stdin = open(f"{output}.0", encoding="utf-8")
+    if stop:
+        from tqdm import tqdm
+        set_postfix, moves = tqdm.set_postfix, []
+
+        def counting(self, *args, **kwargs):
+            set_postfix(self, *args, **kwargs)
+            moves.append(self)
+            if len(moves) == stop[1]:
+                os.kill(os.getpid(), stop[0])
+
+        tqdm.set_postfix = counting
+    import runpy
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_processes(tmp_path_factory):
+    """No internet, no GPU, one thread; and a process with the imports done, to fork from."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=str(home), CUDA_VISIBLE_DEVICES="",
+                      OMP_NUM_THREADS="1", PYTHONUTF8="1")
+    if HAS_FORKSERVER:
+        PROCESSES.set_forkserver_preload(
+            ["accelerate", "datasets", "pytest", "torch.utils.tensorboard", "torch._dynamo",
+             "transformers.models.gpt2.modeling_gpt2", "transformers.models.auto.modeling_auto",
+             "tensorboard.backend.event_processing.event_accumulator",
+             "transformers.generation.utils", "transformers.hf_argparser"])
+        multiprocessing.forkserver.ensure_running()
+
+
+def start(folder, command, stdin="", env=(), stop=None):
+    """A running process; `finish` waits for it."""
+    logs = Path(folder).resolve().parent / f"{Path(folder).name}-output"
+    logs.mkdir(exist_ok=True)
+    output = str(logs / str(len(list(logs.glob("*.2")))))
+    Path(output + ".2").touch()
+    process = PROCESSES.Process(target=in_child, args=(
+        list(map(str, command)), str(folder), output, stdin, dict(env), stop))
+    process.start()
+    process.output = output
+    return process
+
+
+def finish(process, timeout=600):
+    process.join(timeout)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("the process hangs")
+    out, err = (Path(f"{process.output}.{n}").read_text(encoding="utf-8") for n in (1, 2))
+    return SimpleNamespace(code=process.exitcode, out=out, err=err)
+
+
+def run(folder, number, *arguments, small=True, **options):
+    """Lesson `number` with the small settings and these flags, in this folder."""
+    command = [REPO / LESSONS[number], *flags(SMALL[number] if small else {}), *arguments]
+    return finish(start(folder, command, **options))
+
+
+def succeed(folder, number, *arguments, **options):
+    done = run(folder, number, *arguments, **options)
+    assert done.code == 0, done.err
+    return done
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def run_pair(folder, number, *arguments, small=True):
+    """The same lesson as two processes of one torch.distributed group, as torchrun starts them."""
+    port = free_port()
+    command = [REPO / LESSONS[number], *flags(SMALL[number] if small else {}), *arguments]
+    pair = []
+    for rank in 0, 1:
+        env = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                   MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        pair.append(start(folder, command, env=env))
+    return [finish(process, timeout=120) for process in pair]
+
+
+def load_lesson(number):
+    spec = util.spec_from_file_location(f"lesson_{number}", REPO / LESSONS[number])
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings(number, **typed):
+    return asdict(load_lesson(number).Config(**typed))
+
+
+def begin(folder, number, **typed):
+    """What an interrupted run leaves before its first checkpoint: its settings."""
+    run_folder = Path(folder, "runs", RUNS[number])
+    run_folder.mkdir(parents=True)
+    (run_folder / "config.json").write_text(json.dumps(settings(number, **typed)))
+
+
+# ---- Looking at a run ---------------------------------------------------------------------------
+
+
+def metrics(folder):
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def weights(folder):
+    return (folder / "model" / "model.safetensors").read_bytes()
+
+
+def assert_same_run(one, other):
+    """Bit for bit: the same numbers in every step, the same weights at the end."""
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
+    assert weights(one) == weights(other)
+
+
+def assert_one_line(done, *words):
+    """Exit code 2 and one clear line, before anything else happened."""
+    assert done.code == 2, done.err
+    assert len(done.err.strip().splitlines()) == 1, done.err
+    assert done.err.startswith("error: ")
+    for word in words:
+        assert word in done.err, done.err
+
+
+def listing(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def write_jsonl(path, rows):
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path.name
+
+
+def without_bar(text):
+    """stderr without tqdm's bars."""
+    pieces = re.split(r"[\r\n]+", text)
+    bar = r"(base|sft|reward|ppo|grpo): +\d+%\|.*\| \d+/\d+ \[.*\]\s*(\x1b\[A)?"
+    return [piece for piece in pieces if piece.strip() and not re.fullmatch(bar, piece)]
+
+
+# ---- The chain: one command makes what it needs -------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """Lesson 3 as the first command in a folder, and then lesson 4, as plain processes. The runs
+    that it finds begun (lessons 1 and 2) have small settings, or this would take minutes."""
+    folder = tmp_path_factory.mktemp("chain")
+    begin(folder, 1, **SMALL[1])
+    begin(folder, 2, **SMALL[2])
+
+    def command(number, name):
+        return subprocess.Popen(
+            [sys.executable, REPO / LESSONS[number], *flags(SMALL[number])], cwd=folder,
+            stdout=open(folder / f"{name}.out", "w"), stderr=open(folder / f"{name}.err", "w"))
+
+    ppo = command(3, "ppo")
+    while ppo.poll() is None and not (folder / "runs" / "sft" / "model").is_dir():
+        time.sleep(0.1)
+    grpo = command(4, "grpo")
+    codes = {"ppo": ppo.wait(600), "grpo": grpo.wait(600)}
+    for name in codes:
+        assert codes[name] == 0, (folder / f"{name}.err").read_text(encoding="utf-8")
+    return SimpleNamespace(folder=folder, runs=folder / "runs", **{
+        f"{name}_{kind}": (folder / f"{name}.{kind}").read_text(encoding="utf-8")
+        for name in codes for kind in ("out", "err")})
+
+
+def test_a_missing_input_is_named_and_made_by_its_lesson(chain):
+    lines = [line for line in chain.ppo_out.splitlines() if "is missing" in line]
+    assert [re.findall(r"lesson\d_\w+\.py", line) for line in lines] == [
+        ["lesson2_reward.py"], ["lesson1_sft.py"]]
+    assert "in about" in lines[0] and "runs/reward" in lines[0].replace(os.sep, "/")
+    assert not [line for line in chain.grpo_out.splitlines() if "is missing" in line]
+
+
+def test_the_screen_shows_bars_and_no_warnings(chain):
+    for err in chain.ppo_err, chain.grpo_err:
+        assert without_bar(err) == []
+    for name in "base", "sft", "reward", "ppo":
+        assert f"{name}: 100%" in chain.ppo_err
+    assert "grpo: 100%" in chain.grpo_err
+    assert "reward=" in chain.ppo_err and "reward=" in chain.grpo_err
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_a_run_ends_with_a_table_a_sparkline_and_the_next_command(chain, number):
+    out = chain.grpo_out if number == 4 else chain.ppo_out
+    ends = [part for part in re.split(r"(?<=\n)(?=Next:)", out)]
+    mine = ends[number - 1] if number < 4 else ends[0]
+    assert re.search(r"before +after\n", mine)
+    assert re.search(r"[\w/]+: -?[\d.]+ [▁▂▃▄▅▆▇█]+ -?[\d.]+\n", mine)
+    assert f"Written to {Path('runs', RUNS[number])}" in mine
+    following = ends[number] if number < 4 else ends[1]
+    assert re.match(r"Next: .*python lesson\d_", following)
+
+
+# ---- Files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["base", *RUNS.values()])
+def test_a_finished_run_holds_these_files_and_no_leftovers(chain, name):
+    names = {path.name for path in (chain.runs / name).iterdir()}
+    kept = {"model", "config.json", "metrics.jsonl"} | ({"samples.md"} if name != "base" else set())
+    assert kept <= names
+    extra = {name for name in names - kept if not name.startswith("events.out.tfevents.")}
+    assert not {name for name in extra if not re.match(r"checkpoint-\d+$|latest$", name)}
+
+
+@pytest.mark.parametrize("name", ["base", "sft", "ppo", "grpo"])
+def test_a_model_loads_with_from_pretrained_and_nothing_else(chain, name):
+    folder = chain.runs / name / "model"
+    model, tokenizer = (kind.from_pretrained(folder)
+                        for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.dtype == torch.float32
+    assert len(tokenizer) <= model.get_input_embeddings().num_embeddings
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    ends = model.generation_config.eos_token_id
+    assert tokenizer.eos_token_id in (ends if isinstance(ends, list) else [ends])
+    text = "我爱苹果。 27 + 15 = 42"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_reward_model_loads_with_one_label_and_its_normalisation(chain):
+    folder = chain.runs / "reward" / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.num_labels == 1
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert isinstance(model.config.score_mean, float) and model.config.score_std > 0
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_config_json_holds_every_setting_of_the_run(chain, number):
+    # Lessons 1 and 2 were resumed here: the test of data files looks at ones that they wrote.
+    expected = settings(number, **SMALL[number])
+    saved = json.loads((chain.runs / RUNS[number] / "config.json").read_text())
+    assert saved.keys() == expected.keys()
+    filled_in = {"model", "reward"}
+    assert {name: value for name, value in saved.items() if name not in filled_in} == {
+        name: value for name, value in expected.items() if name not in filled_in}
+    if number > 2:
+        assert Path(saved["model"]) == Path("runs/sft")
+        assert saved["reward"] == ("sum" if number == 4 else str(Path("runs/reward")))
+
+
+@pytest.mark.parametrize("name, steps", [("base", 4), ("sft", 6), ("reward", 4), ("ppo", 3),
+                                         ("grpo", 3)])
+def test_metrics_have_a_line_a_step(chain, name, steps):
+    rows = metrics(chain.runs / name)
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    for row in rows:
+        assert all(isinstance(value, (int, float)) for value in row.values())
+        assert all(value == value for value in row.values()), "NaN is no JSON"
+
+
+@pytest.mark.parametrize("number", INTERFACE)
+def test_metrics_carry_the_names_of_the_interface(chain, number):
+    rows = metrics(chain.runs / RUNS[number])
+    missing = set(INTERFACE[number].split()) - set(rows[0])
+    assert not missing
+    if number == 3:
+        for row in rows:  # the KL is in the reward, so both totals are the same
+            assert row["loss/total_no_kl"] == row["loss/total_with_kl"]
+            total = row["loss/policy"] + 0.5 * row["loss/value"]
+            assert row["loss/total_no_kl"] == pytest.approx(total, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["base", *RUNS.values()])
+def test_tensorboard_shows_what_metrics_jsonl_says(chain, name):
+    events = EventAccumulator(str(chain.runs / name), size_guidance={"scalars": 0})
+    events.Reload()
+    rows = metrics(chain.runs / name)
+    for tag in {key for row in rows for key in row} - {"step"}:
+        drawn = [(event.step, event.value) for event in events.Scalars(tag)]
+        logged = [(row["step"], pytest.approx(row[tag], rel=1e-6)) for row in rows if tag in row]
+        assert drawn == logged, tag
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_tensorboard_has_the_samples_and_the_settings(chain, number):
+    folder = chain.runs / RUNS[number]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    texts = [tag for tag in events.Tags()["tensors"] if "samples" in tag]
+    shown = events.Tensors(texts[0])[0].tensor_proto.string_val[0].decode()
+    assert shown == (folder / "samples.md").read_text(encoding="utf-8")
+    plugin = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    for setting in "batch_size", "learning_rate", "seed":
+        assert setting.encode() in plugin
+
+
+@pytest.mark.parametrize("name", RUNS.values())
+def test_samples_show_both_models_answers_to_the_same_prompts(chain, name):
+    text = (chain.runs / name / "samples.md").read_text(encoding="utf-8")
+    labels = {"sft": ("base", "tuned"), "reward": ("chosen", "rejected")}.get(
+        name, ("before", "after"))
+    assert text.count("**") >= 6
+    for label in labels:
+        assert text.count(f"- {label}") == text.count("**") / 2
+
+
+# ---- Seeds and resuming -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", LESSONS)
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(chain, number):
+    succeed(chain.folder, number, "--run_name=again")
+    assert_same_run(chain.runs / "again", chain.runs / RUNS[number])
+    succeed(chain.folder, number, "--run_name=again", "--seed=1", "--overwrite")
+    assert metrics(chain.runs / "again") != metrics(chain.runs / RUNS[number])
+
+
+def command_to_go_on(done):
+    """The words after "To go on: python" in the message of an interrupted run."""
+    return shlex.split(done.err.split("To go on: python ")[1].splitlines()[0])
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(chain, number):
+    name = "stopped"
+    stopped = run(chain.folder, number, f"--run_name={name}", "--overwrite",
+                  stop=(signal.SIGINT, 2))
+    assert stopped.code not in (0, None) and "Traceback" not in stopped.err
+    assert len(metrics(chain.runs / name)) == 2  # the step was finished, and no other begun
+    assert not (chain.runs / name / "model").exists()
+
+    refused = run(chain.folder, number, f"--run_name={name}", "--resume", "--seed=7")
+    assert_one_line(refused, "seed", "7")
+
+    resumed = finish(start(chain.folder, command_to_go_on(stopped)))
+    assert resumed.code == 0, resumed.err
+    assert_same_run(chain.runs / name, chain.runs / RUNS[number])
+
+
+LETTERS = """
+def f(prompts, responses, **columns):
+    return [float(sum(letter in "aeiou" for letter in response)) for response in responses]
+"""
+
+
+def test_an_interrupted_grpo_run_with_a_reward_of_ones_own_goes_on(chain):
+    (chain.folder / "my_rewards.py").write_text(LETTERS)
+    own = ["--reward=my_rewards.py:f", "--max_new_tokens=6", "--overwrite"]
+    succeed(chain.folder, 4, *own, "--run_name=letters")
+    stopped = run(chain.folder, 4, *own, "--run_name=stopped", stop=(signal.SIGINT, 2))
+    assert stopped.code not in (0, None)
+    resumed = finish(start(chain.folder, command_to_go_on(stopped)))
+    assert resumed.code == 0, resumed.err
+    assert_same_run(chain.runs / "stopped", chain.runs / "letters")
+    assert weights(chain.runs / "letters") != weights(chain.runs / "sft")
+
+
+def test_lesson_1_goes_on_from_within_the_base_model_and_from_within_the_tuning(chain, tmp_path):
+    (tmp_path / "a b").mkdir()
+    stopped = run(tmp_path, 1, "--runs_dir=a b/runs", stop=(signal.SIGINT, 2))  # of 4 base steps
+    assert stopped.code not in (0, None)
+    assert len(metrics(tmp_path / "a b/runs/base")) == 2
+    stopped = finish(start(tmp_path, command_to_go_on(stopped), stop=(signal.SIGINT, 5)))
+    assert stopped.code not in (0, None)
+    assert len(metrics(tmp_path / "a b/runs/sft")) == 3  # after the other 2 base steps
+    resumed = finish(start(tmp_path, command_to_go_on(stopped)))
+    assert resumed.code == 0, resumed.err
+    for name in "base", "sft":
+        assert_same_run(tmp_path / "a b/runs" / name, chain.runs / name)
+
+
+def check_crash(chain, number):
+    """Killed in step 3 of a run that saves every second step, or every step but the last save
+    was cut short: the resumed run has each step once."""
+    folder = chain.runs / "killed"
+    options = ["--run_name=killed", "--overwrite", "--save_every=2"]
+    killed = run(chain.folder, number, *options, stop=(signal.SIGKILL, 3))
+    assert killed.code == -signal.SIGKILL
+    assert (folder / "checkpoint-2").is_dir() and len(metrics(folder)) == 2
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "reward/avg": 99}\n{"step": 4, "rew')
+    shutil.copytree(folder / "checkpoint-2", folder / "checkpoint-4")
+    (folder / "checkpoint-4" / "state.pt").write_bytes(b"half a file")
+    succeed(chain.folder, number, "--run_name=killed", "--resume")
+    assert_same_run(folder, chain.runs / RUNS[number])
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    rows = metrics(folder)
+    assert [event.step for event in events.Scalars("grad_norm")] == [row["step"] for row in rows]
+
+
+def test_after_a_crash_the_run_goes_on_from_the_last_whole_checkpoint(chain):
+    check_crash(chain, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_after_a_crash_every_lesson_goes_on(chain, number):
+    check_crash(chain, number)
+
+
+@pytest.mark.slow
+def test_the_adapted_kl_coefficient_survives_a_resume(chain):
+    options = ["--target_kl=0.01", "--overwrite"]
+    succeed(chain.folder, 3, *options, "--run_name=adapted")
+    coefs = [row["kl/coef"] for row in metrics(chain.runs / "adapted")]
+    assert coefs[0] == 0.1 and len(set(coefs)) == 3
+    stopped = run(chain.folder, 3, *options, "--run_name=stopped", stop=(signal.SIGINT, 2))
+    finish(start(chain.folder, command_to_go_on(stopped)))
+    assert_same_run(chain.runs / "stopped", chain.runs / "adapted")
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_a_chained_lesson_stops_both_and_saves(tmp_path):
+    begin(tmp_path, 1, **{**SMALL[1], "steps": 100000, "base_steps": 1, "eval_every": 100000})
+    parent = start(tmp_path, [REPO / LESSONS[2], *flags(SMALL[2])])
+    log = tmp_path / "runs" / "sft" / "metrics.jsonl"
+    while parent.is_alive() and not (log.is_file() and len(log.read_text().splitlines()) > 2):
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)
+    done = finish(parent, timeout=60)
+    assert done.code not in (0, None)
+    assert "Traceback" not in done.err and "--resume" in done.err
+    with pytest.raises(ProcessLookupError):
+        os.killpg(parent.pid, 0)  # nobody is left
+    step = (tmp_path / "runs" / "sft" / "latest").read_text().split("-")[1]
+    assert int(step) == len(metrics(tmp_path / "runs" / "sft"))
+    assert not (tmp_path / "runs" / "reward").exists()
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_a_finished_run_is_not_resumed(chain, number):
+    before = listing(chain.runs)
+    assert_one_line(run(chain.folder, number, "--resume", small=False), "finished")
+    assert listing(chain.runs) == before
+
+
+def test_a_run_that_was_never_begun_is_not_resumed(tmp_path):
+    assert_one_line(run(tmp_path, 1, "--resume", "--run_name=never"), "never")
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- Earlier runs and output folders ------------------------------------------------------------
+
+
+def test_an_earlier_run_is_kept_unless_it_is_overwritten(chain):
+    def again(*options):
+        succeed(chain.folder, 2, "--run_name=twice", "--steps=1", *options)
+
+    def kept():
+        return {path.name: json.loads((path / "config.json").read_text())["seed"]
+                for path in chain.runs.glob("twice*")}
+
+    again("--seed=1")
+    again("--seed=2")
+    again("--seed=3")
+    assert kept() == {"twice": 3, "twice-1": 1, "twice-2": 2}
+    assert (chain.runs / "twice-1" / "model").is_dir()
+    again("--seed=4", "--overwrite")
+    assert kept() == {"twice": 4, "twice-1": 1, "twice-2": 2}
+
+
+@pytest.mark.parametrize("number", LESSONS)
+@pytest.mark.parametrize("option", [[], ["--overwrite"]])
+def test_a_folder_with_files_of_others_is_refused(chain, number, option):
+    folder = chain.runs / "thesis"
+    folder.mkdir(exist_ok=True)
+    (folder / "chapter1.txt").write_text("Call me Ishmael.")
+    before = listing(chain.runs)
+    assert_one_line(run(chain.folder, number, "--run_name=thesis", *option), "thesis")
+    assert listing(chain.runs) == before
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_a_folder_that_cannot_be_written_is_refused(chain, tmp_path, number):
+    (tmp_path / "file").write_text("not a folder")
+    model = [f"--model={chain.runs / 'sft'}"] if number > 1 else []
+    reward = ["--reward=sentiment"] if number > 2 else []
+    done = run(tmp_path, number, "--runs_dir=file", *model, *reward)
+    assert_one_line(done, "file")
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+# ---- Bad input ----------------------------------------------------------------------------------
+
+ROW = {"instruction": "Say hello.", "output": "Hello.", "chosen": "Hello.", "rejected": "No."}
+BAD_INPUT = [
+    (1, ["--stepz=3"], ["stepz"]),
+    (2, ["--stepz=3"], ["stepz"]),
+    (3, ["--stepz=3"], ["stepz"]),
+    (4, ["--stepz=3"], ["stepz"]),
+    (1, ["--step=3"], ["--step"]),  # no guessing from the beginning of a flag
+    (1, ["--steps=many"], ["steps", "many"]),
+    (3, ["--kl_coef=high"], ["kl_coef", "high"]),
+    (3, ["--kl_in=nowhere"], ["kl_in", "nowhere"]),
+    (4, ["--average=median"], ["average", "median"]),
+    (2, ["--log_level=loud"], ["log_level", "loud"]),
+    (1, ["--device=cuda"], ["cuda"]),
+    (1, ["--batch_size=0"], ["batch_size"]),
+    (4, ["--group_size=0"], ["group_size"]),
+    (3, ["--num_samples=6"], ["batch_size", "num_samples"]),
+    (4, ["--num_samples=18"], ["num_samples 18", "group_size 4"]),
+    (4, ["--batch_size=6"], ["batch_size", "num_samples"]),
+    (1, ["--model=no-such-model"], ["no-such-model"]),
+    (2, ["--model=no-such-model"], ["no-such-model"]),
+    (3, ["--model=no-such-model", "--reward=sentiment"], ["no-such-model"]),
+    (4, ["--model=no-such-model"], ["no-such-model"]),
+    (1, ["--model=empty"], ["empty"]),
+    (2, ["--model=empty"], ["empty"]),
+    (3, ["--model=empty", "--reward=sentiment"], ["empty"]),
+    (1, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
+    (2, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
+    (3, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
+    (4, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
+    (1, ["--data=not_json.jsonl"], ["not_json.jsonl"]),
+    (3, ["--data=not_json.jsonl"], ["not_json.jsonl"]),
+    (1, ["--data=no_output.jsonl"], ["no_output.jsonl", "line 1", "'output'"]),
+    (1, ["--data=line3.jsonl"], ["line3.jsonl", "line 3", "'output'"]),
+    (2, ["--data=no_rejected.jsonl"], ["line 1", "'rejected'"]),
+    (3, ["--data=no_instruction.jsonl"], ["line 2", "'instruction'"]),
+    (4, ["--data=no_instruction.jsonl"], ["line 2", "'instruction'"]),
+    (1, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
+    (2, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
+    (3, ["--max_prompt_length=3"], ["max_prompt_length"]),
+    (1, ["--config=no-such.json"], ["no-such.json"]),
+    (1, ["--config=broken.json"], ["broken.json"]),
+    (1, ["--config=list.json"], ["list.json"]),
+    (3, ["--config=unknown.json"], ["temprature"]),
+    (3, ["--config=wrong_type.json"], ["steps", "many"]),
+    (3, ["--reward=no/such"], ["no/such"]),
+    (4, ["--reward=no/such"], ["no/such"]),
+    (4, ["--reward=no_such.py:f"], ["no_such.py"]),
+    (4, ["--reward=rewards.py:g"], ["rewards.py", "g"]),
+    (4, ["--reward=rewards.py:too_few", "--batch_size=8"], ["too_few", "returned"]),
+    (3, ["--reward=other"], ["other", "tokenizer"]),
+    (4, ["--reward=other", "--max_new_tokens=6"], ["other", "tokenizer"]),
+    (1, ["--prompt=Hi", "--model=empty"], ["empty"]),
+    (2, ["--score=Hi", "--run_name=never"], ["never"]),
+]
+
+
+@pytest.fixture(scope="session")
+def bad_files(chain, tmp_path_factory):
+    """The files that the flags above speak of, and a link to the chain's runs."""
+    folder = tmp_path_factory.mktemp("bad")
+    shutil.copytree(chain.runs, folder / "runs", ignore=shutil.ignore_patterns("events*"))
+    (folder / "empty").mkdir()
+    (folder / "not_json.jsonl").write_text("# Chapter 1\nCall me Ishmael.\n")
+    write_jsonl(folder / "one_row.jsonl", [ROW])
+    write_jsonl(folder / "no_output.jsonl", [{"instruction": "Hi."}] * 3)
+    write_jsonl(folder / "line3.jsonl", [ROW, ROW, {"instruction": "Hi."}, ROW])
+    write_jsonl(folder / "no_rejected.jsonl", [{"instruction": "Hi.", "chosen": "Ho."}] * 3)
+    write_jsonl(folder / "no_instruction.jsonl", [ROW, {"output": "Ho."}])
+    (folder / "broken.json").write_text('{"steps": 3')
+    (folder / "list.json").write_text("[3]")
+    (folder / "unknown.json").write_text('{"temprature": 1.0}')
+    (folder / "wrong_type.json").write_text('{"steps": "many"}')
+    (folder / "rewards.py").write_text("def too_few(prompts, responses, **_):\n    return [1.0]\n")
+    tiny_gpt2(folder / "other-lm", ["quite", "another", "tokenizer"])
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "other-lm", num_labels=1)
+    model.config.score_mean, model.config.score_std = 0.0, 1.0
+    model.save_pretrained(folder / "other" / "model")
+    AutoTokenizer.from_pretrained(folder / "other-lm").save_pretrained(folder / "other" / "model")
+    return folder
+
+
+@pytest.mark.parametrize("number, arguments, words", BAD_INPUT,
+                         ids=[f"lesson{n} {' '.join(a)}" for n, a, _ in BAD_INPUT])
+def test_bad_input_is_one_line_and_nothing_is_written(bad_files, number, arguments, words):
+    before = listing(bad_files / "runs")
+    assert_one_line(run(bad_files, number, *arguments, "--run_name=bad")
+                    if "--run_name=never" not in arguments else
+                    run(bad_files, number, *arguments), *words)
+    assert listing(bad_files / "runs") == before
+
+
+@pytest.mark.parametrize("number, arguments", [
+    (2, ["--data=no-such.jsonl"]), (3, ["--data=no-such.jsonl"]), (3, ["--reward=no/such"]),
+    (4, ["--data=no-such.jsonl"]), (4, ["--reward=no_such.py:f"]),
+])
+def test_bad_input_is_found_before_other_lessons_run(tmp_path, number, arguments):
+    begin(tmp_path, 1, **{**SMALL[1], "steps": 1, "base_steps": 1})
+    begin(tmp_path, 2, **{**SMALL[2], "steps": 1})
+    assert_one_line(run(tmp_path, number, *arguments))
+    assert not (tmp_path / "runs" / "sft" / "model").exists()
+
+
+# ---- Settings from a file -----------------------------------------------------------------------
+
+
+def test_flags_win_over_the_config_file_and_dashes_are_underscores(chain):
+    (chain.folder / "settings.json").write_text(json.dumps(
+        {"kl_coef": 0.3, "steps": 7, "num-samples": 8, "max_new_tokens": 5, "seed": 3,
+         "learning_rate": None}))
+    arguments = ["--config=settings.json", "--device=cpu", "--steps", "1", "--batch-size", "4",
+                 "--run-name=filled", "--reward=sentiment"]
+    succeed(chain.folder, 3, *arguments, small=False)
+    saved = json.loads((chain.runs / "filled" / "config.json").read_text())
+    expected = dict(kl_coef=0.3, steps=1, num_samples=8, max_new_tokens=5, seed=3, batch_size=4,
+                    learning_rate=1e-4, reward="sentiment")
+    assert {name: saved[name] for name in expected} == expected
+    assert len(metrics(chain.runs / "filled")) == 1
+
+
+@pytest.mark.parametrize("number", [3, 4])
+@pytest.mark.parametrize("alias", ["--kl_beta", "--kl-beta", "--kl_coef", "--kl-coef"])
+def test_kl_beta_is_kl_coef(alias, number):
+    lesson = load_lesson(number)
+    assert lesson.read_config([alias, "0.25"]).kl_coef == 0.25
+    assert lesson.read_config([f"{alias}=0.25"]).kl_coef == 0.25
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_every_setting_has_a_help_line(tmp_path, number):
+    done = run(tmp_path, number, "--help", small=False)
+    assert done.code == 0 and done.err == ""
+    for name in settings(number):
+        assert re.search(rf"--{name}\b", done.out), name
+    assert "--batch-size" in done.out
+
+
+# ---- Talking to a trained model -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [[], ["--model=runs/ppo"], ["--model=runs/base/model"]])
+def test_prompt_prints_one_answer(chain, model):
+    before = listing(chain.runs)
+    done = succeed(chain.folder, 1, "--prompt=What is 27 + 15?", *CPU, *model, small=False)
+    assert done.out.strip() and done.err == ""
+    assert listing(chain.runs) == before
+
+
+@pytest.mark.parametrize("stdin", ["Hi.\n你好\n\nnever read\n", "Hi.\n你好\n"])
+def test_chat_answers_until_an_empty_line_or_the_end_of_the_input(chain, stdin):
+    done = succeed(chain.folder, 1, "--chat", *CPU, small=False, stdin=stdin)
+    assert done.out.count("You:") == 3
+    assert done.err == ""
+
+
+def test_score_prints_a_number(chain):
+    good, same, bad = (
+        succeed(chain.folder, 2, f"--score={text}", *CPU, small=False).out
+        for text in ("A lovely film.", "A lovely film.", "这部电影很糟糕。"))
+    numbers = [float(re.search(r"[+-]\d+\.\d+", out)[0]) for out in (good, same, bad)]
+    assert numbers[0] == numbers[1] != numbers[2]
+
+
+# ---- Models and data of one's own ---------------------------------------------------------------
+
+PLAIN = [{"instruction": f"Say the number {n}.", "input": "" if n % 2 else f"In Chinese: {n}",
+          "output": f"It is {n}." if n % 2 else "苹果" * (n % 5 + 1), "extra": n}
+         for n in range(24)]
+PAIRS = [{"instruction": row["instruction"], "chosen": row["output"], "rejected": "No, 不要。"}
+         for row in PLAIN]
+
+
+def byte_level_tokenizer(texts, **special):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>", "<|im_end|>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **special)
+
+
+def tiny_gpt2(folder, texts):
+    """Like the hub's: no pad token, dropout, weights in float16."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    tokenizer = byte_level_tokenizer(texts, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=2, n_head=2,
+        bos_token_id=0, eos_token_id=0)).half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def tiny_qwen3(folder, texts):
+    """Like the hub's: pad == end of text, a list of end tokens, filters on the sampling, bf16."""
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+    tokenizer = byte_level_tokenizer(texts, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=512,
+        eos_token_id=1, tie_word_embeddings=True)).bfloat16()
+    model.generation_config = GenerationConfig(
+        eos_token_id=[1, 0], pad_token_id=1, do_sample=True, top_k=2, top_p=0.5, temperature=0.3,
+        repetition_penalty=1.5)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+COLUMNS = """
+import json
+def f(prompts, responses, extra, **columns):
+    assert len(prompts) == len(responses) == len(extra)
+    assert all(prompt == f"Say the number {n}." for prompt, n in zip(prompts, extra))
+    assert set(columns) == {"instruction", "input", "output"}, columns.keys()
+    return [len(response) / 10 + n for response, n in zip(responses, extra)]
+"""
+
+
+def check_own_model(folder, make_model, name):
+    texts = [f"{row['instruction']} {row['input']} {row['output']}" for row in PLAIN]
+    make_model(folder / name, texts + ["### Instruction:\n\n### Input:\n### Response:\n"] * 5)
+    write_jsonl(folder / "plain.jsonl", PLAIN)
+    write_jsonl(folder / "pairs.jsonl", PAIRS)
+    (folder / "my_rewards.py").write_text(COLUMNS)
+    runs = folder / "runs" / name
+    long = "--max_prompt_length=120"
+    small = {1: ["--steps=3"], 2: ["--num_held_out=4"], 3: ["--steps=1"],
+             4: ["--steps=1", "--max_new_tokens=8"]}
+
+    done = succeed(folder, 1, f"--model={name}", "--data=plain.jsonl", long, *small[1])
+    assert without_bar(done.err) == []
+    saved = json.loads((runs / "sft" / "config.json").read_text())
+    assert saved == settings(1, **{**SMALL[1], "model": name, "data": "plain.jsonl", "steps": 3,
+                                   "max_prompt_length": 120})
+    model = AutoModelForCausalLM.from_pretrained(runs / "sft" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(runs / "sft" / "model")
+    ends = model.generation_config.eos_token_id
+    assert tokenizer.pad_token_id not in (None, *(ends if isinstance(ends, list) else [ends]))
+    assert model.dtype == torch.float32
+
+    sft = f"--model=runs/{name}/sft"
+    done = succeed(folder, 2, sft, "--data=pairs.jsonl", long, *small[2])
+    assert without_bar(done.err) == []
+    done = succeed(folder, 3, sft, "--data=plain.jsonl", long, *small[3])
+    assert without_bar(done.err) == []
+    saved = json.loads((runs / "ppo" / "config.json").read_text())
+    assert Path(saved["reward"]) == Path("runs", name, "reward")
+    assert "gold/avg" not in metrics(runs / "ppo")[0]  # only the tiny world knows what is good
+    done = succeed(folder, 4, sft, "--data=plain.jsonl", "--reward=my_rewards.py:f", long,
+                   *small[4])
+    assert without_bar(done.err) == []
+    assert sorted(path.name for path in runs.iterdir()) == ["grpo", "ppo", "reward", "sft"]
+    assert {path.name for path in (folder / "runs").iterdir()} == {name}
+    return runs
+
+
+def test_gpt2_from_a_folder_with_data_of_ones_own(tmp_path):
+    runs = check_own_model(tmp_path, tiny_gpt2, "my-gpt2")
+    assert (runs / "grpo" / "samples.md").is_file()
+
+
+@pytest.mark.slow
+def test_qwen3_from_a_folder_with_data_of_ones_own(tmp_path):
+    runs = check_own_model(tmp_path, tiny_qwen3, "my-qwen3")
+    model = AutoModelForCausalLM.from_pretrained(runs / "grpo" / "model")
+    assert sorted(model.generation_config.eos_token_id) == [0, 1]
+    assert (model.generation_config.top_p, model.generation_config.repetition_penalty) in [
+        (1.0, None), (1.0, 1.0)]
+
+
+def test_other_data_needs_no_other_model(chain):
+    """--data alone: the tiny model learns what stands in the file."""
+    write_jsonl(chain.folder / "plain.jsonl", PLAIN)
+    succeed(chain.folder, 3, "--data=plain.jsonl", "--run_name=mine", "--steps=1", "--overwrite")
+    assert "Say the number" in (chain.runs / "mine" / "samples.md").read_text(encoding="utf-8")
+
+
+# ---- Variants -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, arguments", [
+    (2, ["--freeze_backbone"]), (2, ["--margin=1", "--center_coef=0"]), (2, ["--rm_epochs=2"]),
+    (2, ["--bf16"]),
+    (3, ["--reward=sentiment"]), (3, ["--kl_in=loss"]), (3, ["--kl_in=old"]),
+    (3, ["--kl_coef=0", "--entropy_coef=0.01"]), (3, ["--max_kl=1e-6"]), (3, ["--bf16"]),
+    (4, ["--reward=sentiment"]), (4, ["--reward=runs/reward"]), (4, ["--kl_coef=0"]),
+    (4, ["--average=token"]), (4, ["--average=constant", "--scale=none"]),
+    (4, ["--drop_uninformative=False"]), (4, ["--micro_batch_size=3"]), (4, ["--bf16"]),
+])
+def test_every_variant_runs(chain, number, arguments):
+    letters = []
+    if number == 4 and not any("reward" in argument for argument in arguments):
+        (chain.folder / "my_rewards.py").write_text(LETTERS)
+        letters = ["--reward=my_rewards.py:f"]
+    done = succeed(chain.folder, number, *arguments, *letters, "--run_name=variant", "--overwrite",
+                   *(["--max_new_tokens=8"] if number == 4 else []))
+    assert without_bar(done.err) == []
+    rows = metrics(chain.runs / "variant")
+    assert all(value == value for row in rows for value in row.values())
+    assert weights(chain.runs / "variant") != weights(chain.runs / ("sft" if number > 2 else
+                                                                    "reward"))
+    if arguments == ["--freeze_backbone"]:
+        old, new = (AutoModelForSequenceClassification.from_pretrained(
+            chain.runs / name / "model").state_dict() for name in ("reward", "variant"))
+        base = AutoModelForCausalLM.from_pretrained(chain.runs / "sft" / "model").state_dict()
+        same = [name for name in new if name in base]
+        assert len(same) > 10 and all(torch.equal(new[name], base[name]) for name in same)
+    if number == 3 and "--kl_in=loss" in arguments:
+        for row in rows:
+            assert row["loss/total_with_kl"] == pytest.approx(
+                row["loss/total_no_kl"] + 0.1 * row["kl/ref"], abs=1e-6)
+    if number == 3 and "--kl_in=old" in arguments:
+        for row in rows:
+            assert row["loss/total_with_kl"] == pytest.approx(
+                row["loss/total_no_kl"] + 0.1 * row["kl/approx"], abs=1e-6)
+
+
+# ---- Two processes ------------------------------------------------------------------------------
+
+
+def assert_two_equal_one(two, one, names):
+    for row, other in zip(metrics(two), metrics(one), strict=True):
+        for name in names:
+            assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (row["step"], name)
+    kind = (AutoModelForSequenceClassification if names[0] == "loss/pairwise"
+            else AutoModelForCausalLM)
+    states = [kind.from_pretrained(run / "model").state_dict() for run in (two, one)]
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_end_lesson_2_like_one(chain):
+    # The gradient's norm is compared as well: Adam would hide a gradient that is half as long.
+    for done in run_pair(chain.folder, 2, "--run_name=two", "--overwrite"):
+        assert done.code == 0, done.err
+    assert_two_equal_one(chain.runs / "two", chain.runs / "reward",
+                         ["loss/pairwise", "loss/center", "accuracy/train", "grad_norm"])
+
+
+def test_two_processes_end_lesson_1_like_one(chain, tmp_path):
+    first, second = run_pair(tmp_path, 1)
+    assert first.code == second.code == 0, first.err + second.err
+    assert without_bar(first.err) == [] and second.err == ""
+    assert "before" in first.out and "before" not in second.out  # one of them speaks
+    for name in "base", "sft":
+        assert_two_equal_one(tmp_path / "runs" / name, chain.runs / name,
+                             ["loss/train", "grad_norm"])
+
+
+def test_two_processes_do_not_chain_but_name_the_command(tmp_path):
+    for number, needed in (2, 1), (3, 2), (4, 1):
+        for done in run_pair(tmp_path, number):
+            assert_one_line(done, LESSONS[needed], "python")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [3, 4])
+def test_two_processes_train_and_write_one_set_of_files(chain, number):
+    (chain.folder / "my_rewards.py").write_text(LETTERS)
+    reward = ["--reward=my_rewards.py:f", "--max_new_tokens=6"] if number == 4 else []
+    name = f"two{number}"
+    for done in run_pair(chain.folder, number, f"--run_name={name}", *reward):
+        assert done.code == 0 and without_bar(done.err) == [], done.err
+    assert [path.name for path in chain.runs.glob(f"{name}*")] == [name]
+    assert len(metrics(chain.runs / name)) == 3
+    assert weights(chain.runs / name) != weights(chain.runs / "sft")
+
+
+@pytest.mark.slow
+def test_a_process_whose_groups_are_all_dropped_does_not_stop_the_others(chain):
+    write_jsonl(chain.folder / "two.jsonl", [{"instruction": "flat"}, {"instruction": "steep"}])
+    (chain.folder / "steep.py").write_text(
+        "def f(prompts, responses, **_):\n"
+        "    return [len(r) * (p == 'steep') / 10 for p, r in zip(prompts, responses)]\n")
+    first, second = run_pair(
+        chain.folder, 4, "--data=two.jsonl", "--reward=steep.py:f", "--num_samples=8",
+        "--steps=6", "--max_new_tokens=6", "--run_name=dropped")
+    assert first.code == second.code == 0, first.err + second.err
+    shares = [row["group/zero_std"] for row in metrics(chain.runs / "dropped")]
+    assert 0.5 in shares, "no step had one group dropped of two"
+
+
+DRIVER = '''
+"""One update of lessons 3 and 4 on a fixed rollout, with plain SGD: the step is the gradient."""
+import sys
+from dataclasses import fields
+from importlib import util
+from types import SimpleNamespace
+
+import torch
+from accelerate import Accelerator
+from transformers import GPT2Config, GPT2LMHeadModel
+
+
+def load(path):
+    spec = util.spec_from_file_location("lesson", path)
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rollout(lesson, lm):
+    """16 rows: left padding of 0 to 3, responses of 1 to 6 tokens, policies apart from another."""
+    torch.manual_seed(1)
+    B, P, T = 16, 5, 6
+    ids = torch.randint(3, 40, (B, P + T))
+    lengths, padding = torch.arange(B) % T + 1, torch.arange(B) % 4
+    mask = (torch.arange(T) < lengths.unsqueeze(1)).float()
+    prompt_mask = (torch.arange(P) >= padding.unsqueeze(1)).long()
+    attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
+    response = ids[:, P:]
+    output = lesson.response_output(lm, ids, attention_mask, T)
+    logprobs = lesson.response_logprobs(output.logits, response).detach()
+    whole = dict(
+        ids=ids, attention_mask=attention_mask, response=response, mask=mask,
+        logprobs=(logprobs + 0.3 * torch.randn(B, T)) * mask,
+        ref_logprobs=(logprobs + 0.3 * torch.randn(B, T)) * mask,
+        values=torch.randn(B, T) * mask, returns=torch.randn(B, T) * mask, scores=torch.randn(B),
+        gold=torch.zeros(B), rewards=torch.randn(B), ended=torch.ones(B, dtype=torch.bool),
+        advantages=(torch.randn(B, T) + 2) * mask if hasattr(lesson, "ppo_update")
+        else torch.randn(B))
+    known = {field.name for field in fields(lesson.Rollout)}
+    return lesson.Rollout(**{name: x for name, x in whole.items() if name in known})
+
+
+def update(lesson, settings, accelerator):
+    torch.manual_seed(0)
+    lm = GPT2LMHeadModel(GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1,
+        eos_token_id=1, pad_token_id=0)).eval()
+    whole = rollout(lesson, lm)
+    # Uneven shares would be wrong for a whitening that gathers: the lessons make even ones.
+    batch = whole[torch.arange(16)[accelerator.process_index::accelerator.num_processes]]
+    if hasattr(lesson, "ppo_update"):
+        batch.advantages = lesson.whiten_over_processes(batch.advantages, batch.mask, accelerator)
+        policy = lesson.CausalLMWithValueHead(lm)
+        torch.nn.init.normal_(policy.value_head.weight)
+        arguments = batch, 0.1
+    else:
+        policy, arguments = lm, (batch,)
+    config = lesson.Config(num_samples=16, ppo_epochs=1, **{"batch_size": 16, **settings})
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    name = "ppo_update" if hasattr(lesson, "ppo_update") else "grpo_update"
+    stats = getattr(lesson, name)(policy, optimizer, *arguments, config, accelerator)
+    return {"weights": policy.state_dict(), "stats": stats}
+
+
+ppo, grpo, out, micro = sys.argv[1:]
+accelerator = Accelerator(cpu=True)
+clip = torch.nn.utils.clip_grad_norm_  # a clipped gradient would hide a wrong length
+torch.nn.utils.clip_grad_norm_ = lambda weights, _: clip(weights, 1e9)
+results = {"num_processes": accelerator.num_processes}
+for kl_in in "reward", "loss", "old":
+    results["ppo " + kl_in] = update(
+        load(ppo), dict(kl_in=kl_in, micro_batch_size=int(micro), entropy_coef=0.1), accelerator)
+for average in "sequence", "token", "constant":
+    results["grpo " + average] = update(
+        load(grpo), dict(average=average, micro_batch_size=int(micro), max_new_tokens=6,
+                         kl_coef=0.1), accelerator)
+if accelerator.is_main_process:
+    torch.save(results, out)
+if accelerator.num_processes > 1:
+    torch.distributed.destroy_process_group()
+'''
+GRADIENTS = [f"ppo {where}" for where in ("reward", "loss", "old")] + [
+    f"grpo {average}" for average in ("sequence", "token", "constant")]
+
+
+@pytest.fixture(scope="session")
+def gradients(tmp_path_factory):
+    """What one update makes of the same batch: whole, in pieces of 4 and of 5, on 2 processes."""
+    folder = tmp_path_factory.mktemp("gradients")
+    (folder / "driver.py").write_text(DRIVER)
+    both = [str(REPO / LESSONS[number]) for number in (3, 4)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+                "--master_port", free_port(), "driver.py", *both, "two.pt", "3"]
+    two = subprocess.Popen(torchrun, cwd=folder, text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT)
+    for name, micro in ("whole", 16), ("fours", 4), ("fives", 5):
+        done = finish(start(folder, [folder / "driver.py", *both, f"{name}.pt", micro]))
+        assert done.code == 0, done.err
+    output = two.communicate(timeout=300)[0]
+    assert two.returncode == 0, output
+    return {name: torch.load(folder / f"{name}.pt") for name in ("whole", "fours", "fives", "two")}
+
+
+def test_torchrun_really_starts_two_processes(gradients):
+    assert gradients["two"]["num_processes"] == 2
+    assert gradients["whole"]["num_processes"] == 1
+
+
+@pytest.mark.parametrize("how", ["fours", "fives", "two"])
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_pieces_and_processes_give_the_gradient_of_the_whole_batch(gradients, case, how):
+    whole, parts = gradients["whole"][case], gradients[how][case]
+    assert whole["stats"]["grad_norm"] > 0.05  # there is something to compare
+    for name, weight in whole["weights"].items():
+        torch.testing.assert_close(parts["weights"][name], weight, rtol=1e-4, atol=2e-6, msg=name)
+    for name, value in whole["stats"].items():
+        assert parts["stats"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+# ---- The whole thing ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_first_command_of_a_new_student(tmp_path):
+    """python lesson3_ppo.py in an empty folder, with nothing typed: minutes."""
+    done = subprocess.run([sys.executable, REPO / LESSONS[3]], cwd=tmp_path, text=True,
+                          capture_output=True, encoding="utf-8", timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert without_bar(done.stderr) == []
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"base", "sft", "reward", "ppo"}
+    rows = metrics(tmp_path / "runs" / "ppo")
+    assert len(rows) == 100
+    assert rows[-1]["reward/avg"] > rows[0]["reward/avg"] + 1
+    assert rows[-1]["gold/avg"] > rows[0]["gold/avg"] + 0.5
