@@ -244,7 +244,8 @@ def tokenize_examples(data, tokenizer, config):
         input_ids, labels = build_labels(
             prompt_ids, response_ids, tokenizer.eos_token_id, max_length)
         return {"input_ids": input_ids, "labels": labels, "prompt_length": len(prompt_ids),
-                "num_labels": len(labels) - len(prompt_ids)}
+                "num_labels": len(labels) - len(prompt_ids),
+                "title": f"{example['instruction']} {example.get('input') or ''}"}
 
     rows = data.map(row, remove_columns=data.column_names)
     rows = rows.filter(lambda example: example["prompt_length"] <= config.max_prompt_length)
@@ -275,7 +276,7 @@ def bucketed_batches(lengths, batch_size, bucket, seed):
     return batches
 
 
-# ---- Models --------------------------------------------------------------------------------------
+# ---- Models -------------------------------------------------------------------------------------
 
 # Words to know.
 # Causal language models (GPT-2, Llama, Qwen) see only what came before, and can therefore write.
@@ -301,7 +302,7 @@ def make_tiny_model(texts):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|endoftext|>")
     model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=640, n_positions=192, n_embd=128, n_layer=2, n_head=4,
+        vocab_size=640, n_positions=512, n_embd=128, n_layer=2, n_head=4,
         activation_function="gelu_pytorch_tanh", resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id))
@@ -346,13 +347,13 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
 
 
 def chat(model, tokenizer, config):
-    """Answers --prompt or, with --chat, whatever is typed, until an empty line."""
-    instruction = config.prompt or input("You: ")
-    while instruction:
-        prompt = tokenizer.encode(format_prompt(instruction), add_special_tokens=False)
+    """Answers --prompt or, with --chat, every line that is typed, until an empty one."""
+    for instruction in [config.prompt] if config.prompt else sys.stdin:
+        if not instruction.strip():
+            break
+        prompt = tokenizer.encode(format_prompt(instruction.strip()), add_special_tokens=False)
         response = generate(model, tokenizer, [prompt], config.max_new_tokens)[2]
-        print(tokenizer.decode(response[0], skip_special_tokens=True))
-        instruction = input("You: ") if config.chat else ""
+        print(tokenizer.decode(response[0], skip_special_tokens=True), flush=True)
 
 
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
@@ -482,7 +483,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
+                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
@@ -535,9 +536,9 @@ def add_up_gradients(model, accelerator):
 
 def batch_loss(model, data, rows, count, tokenizer, accelerator):
     """The loss of these rows' labels, divided by `count`."""
-    examples = list(zip(data[rows]["input_ids"], data[rows]["labels"]))
-    batch = {name: tensor.to(accelerator.device)
-             for name, tensor in pad_batch(examples, tokenizer.pad_token_id).items()}
+    rows = data[rows]
+    batch = pad_batch(list(zip(rows["input_ids"], rows["labels"])), tokenizer.pad_token_id)
+    batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
     with accelerator.autocast():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return sft_loss(logits, batch["labels"], count)
@@ -601,6 +602,8 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
         bar.set_postfix(loss=f"{stats['loss/train']:.2f}",
                         held_out=f"{run.extra.get('best', float('nan')):.2f}")
         run.end_step(step, stats)
+    if "best" not in run.extra:
+        die("the held-out loss was never a number: lower --learning_rate")
     if run.is_main:
         (folder / "best").rename(folder / "model")
     accelerator.wait_for_everyone()
@@ -632,6 +635,8 @@ def make_base(config, accelerator):
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
+    if config.chat:
+        print("Type an instruction; an empty line ends.")
     if config.prompt or config.chat:
         return chat(*load_causal_lm(config.model or run_folder(config)), config)
     if config.data:
@@ -664,10 +669,10 @@ def main():
     model = load_causal_lm(folder)[0].to(accelerator.device)
     after, texts_after = look()
     if run.is_main:
-        prompts = [f"{row['instruction']} {row['input']}" for row in held_out.select(range(8))]
+        titles = held_out_examples[:8]["title"]
         run.close("loss/train", before, after, [
-            (prompt, {"base": old, "tuned": new})
-            for prompt, old, new in zip(prompts, texts_before, texts_after)])
+            (title, {"base": old, "tuned": new})
+            for title, old, new in zip(titles, texts_before, texts_after)])
         print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or lesson2_reward.py')
 
 

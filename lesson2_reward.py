@@ -45,7 +45,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfAr
 from transformers import get_cosine_schedule_with_warmup, set_seed
 from transformers.hf_argparser import HfArg
 
-# ---- Settings: every field is a flag (--batch_size or --batch-size) ------------------------------
+# ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
 
 
 def flag(default, help, *aliases):
@@ -122,7 +122,7 @@ def preference_accuracy(chosen, rejected):
     return (chosen > rejected).float().mean()
 
 
-# ---- Data: critics with a hidden taste compare reviews -------------------------------------------
+# ---- Data: critics with a hidden taste compare reviews ------------------------------------------
 
 KINDS = ("pirate space robot ghost family horse school ocean "
          "winter music cooking football dragon train circus spy").split()
@@ -389,7 +389,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
+                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves

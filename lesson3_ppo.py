@@ -49,7 +49,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers import GenerationConfig, HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
 
-# ---- Settings: every field is a flag (--batch_size or --batch-size) ------------------------------
+# ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
 
 
 def flag(default, help, *aliases):
@@ -200,7 +200,7 @@ def adaptive_kl_coef(kl_coef, observed_kl, target_kl, batch_size, horizon):
     return kl_coef * (1 + error * batch_size / horizon)
 
 
-# ---- Data: the tiny world's reviews, or prompts of your own --------------------------------------
+# ---- Data: the tiny world's reviews, or prompts of your own -------------------------------------
 
 KINDS = ("pirate space robot ghost family horse school ocean "
          "winter music cooking football dragon train circus spy").split()
@@ -267,7 +267,7 @@ def load_prompts(config, tokenizer):
     return data if len(data) else die("every prompt is longer than --max_prompt_length: raise it")
 
 
-# ---- Models --------------------------------------------------------------------------------------
+# ---- Models -------------------------------------------------------------------------------------
 
 
 def load_causal_lm(name):
@@ -488,7 +488,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
+                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
@@ -544,7 +544,7 @@ def make_missing(folder, lesson, duration, config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# ---- The loop ------------------------------------------------------------------------------------
+# ---- The loop -----------------------------------------------------------------------------------
 
 
 @dataclass

@@ -53,7 +53,7 @@ from transformers import GenerationConfig, HfArgumentParser, get_linear_schedule
 from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
-# ---- Settings: every field is a flag (--batch_size or --batch-size) ------------------------------
+# ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
 
 
 def flag(default, help, *aliases):
@@ -210,7 +210,7 @@ def pass_at_k(num_samples, num_correct, k):
     return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
-# ---- Data: sums, reviews, or prompts of your own -------------------------------------------------
+# ---- Data: sums, reviews, or prompts of your own ------------------------------------------------
 
 KINDS = ("pirate space robot ghost family horse school ocean "
          "winter music cooking football dragon train circus spy").split()
@@ -512,7 +512,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if self.config.resume else ' --resume'}")
+                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
