@@ -502,7 +502,7 @@ def test_freeze_backbone_trains_the_score_head_alone(
 
 @torch.no_grad()
 def test_value_head_begins_at_zero_and_reads_what_the_lm_head_reads(lesson3, hub_model):
-    lm = lesson3.load_causal_lm(hub_model)[0]
+    lm = shake(lesson3.load_causal_lm(hub_model)[0], 0.3)  # so that a second norm would be seen
     policy, seen = lesson3.CausalLMWithValueHead(lm), []
     lm.lm_head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[0, 1, 1, 1, 1, 1]])
