@@ -91,9 +91,9 @@ def quick_processes(tmp_path_factory):
                       OMP_NUM_THREADS="1", PYTHONUTF8="1")
     if HAS_FORKSERVER:
         PROCESSES.set_forkserver_preload(
-            ["accelerate", "datasets", "pytest", "torch.utils.tensorboard", "torch._dynamo",
+            ["accelerate", "datasets", "peft", "pytest", "torch.utils.tensorboard", "torch._dynamo",
              "transformers.models.gpt2.modeling_gpt2", "transformers.models.auto.modeling_auto",
-             "tensorboard.backend.event_processing.event_accumulator",
+             "tensorboard.backend.event_processing.event_accumulator", "accelerate.hooks",
              "transformers.generation.utils", "transformers.hf_argparser"])
         multiprocessing.forkserver.ensure_running()
 
@@ -531,8 +531,8 @@ def test_an_earlier_run_is_kept_unless_it_is_overwritten(chain):
     assert kept() == {"twice": 4, "twice-1": 1, "twice-2": 2}
 
 
-@pytest.mark.parametrize("number", LESSONS)
-@pytest.mark.parametrize("option", [[], ["--overwrite"]])
+@pytest.mark.parametrize("number, option", [(1, []), (2, []), (3, []), (4, []),
+                                            (1, ["--overwrite"])])
 def test_a_folder_with_files_of_others_is_refused(chain, number, option):
     folder = chain.runs / "thesis"
     folder.mkdir(exist_ok=True)
@@ -590,6 +590,9 @@ BAD_INPUT = [
     (2, ["--data=no_rejected.jsonl"], ["line 1", "'rejected'"]),
     (3, ["--data=no_instruction.jsonl"], ["line 2", "'instruction'"]),
     (4, ["--data=no_instruction.jsonl"], ["line 2", "'instruction'"]),
+    (1, ["--data=nothing.jsonl"], ["nothing.jsonl"]),
+    (1, ["--data=no_rows.json"], ["no_rows.json"]),
+    (3, ["--data=no_rows.json"], ["no_rows.json"]),
     (1, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (2, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (3, ["--max_prompt_length=3"], ["max_prompt_length"]),
@@ -617,6 +620,8 @@ def bad_files(chain, tmp_path_factory):
     shutil.copytree(chain.runs, folder / "runs", ignore=shutil.ignore_patterns("events*"))
     (folder / "empty").mkdir()
     (folder / "not_json.jsonl").write_text("# Chapter 1\nCall me Ishmael.\n")
+    (folder / "nothing.jsonl").write_text("")
+    (folder / "no_rows.json").write_text("[]")
     write_jsonl(folder / "one_row.jsonl", [ROW])
     write_jsonl(folder / "no_output.jsonl", [{"instruction": "Hi."}] * 3)
     write_jsonl(folder / "line3.jsonl", [ROW, ROW, {"instruction": "Hi."}, ROW])
@@ -639,9 +644,7 @@ def bad_files(chain, tmp_path_factory):
                          ids=[f"lesson{n} {' '.join(a)}" for n, a, _ in BAD_INPUT])
 def test_bad_input_is_one_line_and_nothing_is_written(bad_files, number, arguments, words):
     before = listing(bad_files / "runs")
-    assert_one_line(run(bad_files, number, *arguments, "--run_name=bad")
-                    if "--run_name=never" not in arguments else
-                    run(bad_files, number, *arguments), *words)
+    assert_one_line(run(bad_files, number, "--run_name=bad", *arguments), *words)
     assert listing(bad_files / "runs") == before
 
 
@@ -701,11 +704,12 @@ def test_prompt_prints_one_answer(chain, model):
     assert listing(chain.runs) == before
 
 
-@pytest.mark.parametrize("stdin", ["Hi.\n你好\n\nnever read\n", "Hi.\n你好\n"])
-def test_chat_answers_until_an_empty_line_or_the_end_of_the_input(chain, stdin):
-    done = succeed(chain.folder, 1, "--chat", *CPU, small=False, stdin=stdin)
-    assert done.out.count("You:") == 3
-    assert done.err == ""
+def test_chat_answers_until_an_empty_line_or_the_end_of_the_input(chain):
+    one, two, ended = (
+        succeed(chain.folder, 1, "--chat", *CPU, small=False, stdin=stdin)
+        for stdin in ("Hi.\n", "Hi.\n你好\n\nnever read\n", "Hi.\n你好\n"))
+    assert one.err == two.err == ended.err == ""
+    assert two.out == ended.out and len(two.out) > len(one.out)
 
 
 def test_score_prints_a_number(chain):
@@ -826,11 +830,37 @@ def test_qwen3_from_a_folder_with_data_of_ones_own(tmp_path):
         (1.0, None), (1.0, 1.0)]
 
 
+@pytest.mark.slow
 def test_other_data_needs_no_other_model(chain):
     """--data alone: the tiny model learns what stands in the file."""
     write_jsonl(chain.folder / "plain.jsonl", PLAIN)
     succeed(chain.folder, 3, "--data=plain.jsonl", "--run_name=mine", "--steps=1", "--overwrite")
     assert "Say the number" in (chain.runs / "mine" / "samples.md").read_text(encoding="utf-8")
+
+
+def test_the_input_column_is_optional_and_long_prompts_are_left_out(chain):
+    rows = [{"instruction": f"Say {n}." + " Please." * 60 * (n % 3 == 0), "output": f"<{n}>"}
+            for n in range(60)]
+    write_jsonl(chain.folder / "two_columns.jsonl", rows)
+    done = succeed(chain.folder, 1, "--data=two_columns.jsonl", "--run_name=mine1", "--steps=1",
+                   "--base_steps=1", "--runs_dir=other")
+    assert "left out" in done.out
+    samples = (chain.folder / "other" / "mine1" / "samples.md").read_text(encoding="utf-8")
+    titles = re.findall(r"\*\*(.*?)\*\*", samples)
+    assert titles and not [title for title in titles if "Please" in title]
+    assert "None" not in samples
+
+
+@pytest.mark.slow
+def test_a_begun_reward_model_of_another_language_model_is_finished_first(tmp_path):
+    texts = [row["instruction"] + "### Instruction:\n### Response:\n" for row in PLAIN]
+    tiny_gpt2(tmp_path / "my-gpt2", texts)
+    folder = tmp_path / "runs" / "my-gpt2" / "reward"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(
+        settings(2, **SMALL[2], model="my-gpt2", max_prompt_length=120)))
+    succeed(tmp_path, 3, "--model=my-gpt2", "--max_prompt_length=120")
+    assert (folder / "model").is_dir()
 
 
 # ---- Variants -----------------------------------------------------------------------------------
@@ -896,6 +926,7 @@ def test_two_processes_end_lesson_2_like_one(chain):
                          ["loss/pairwise", "loss/center", "accuracy/train", "grad_norm"])
 
 
+@pytest.mark.slow
 def test_two_processes_end_lesson_1_like_one(chain, tmp_path):
     first, second = run_pair(tmp_path, 1)
     assert first.code == second.code == 0, first.err + second.err
