@@ -282,8 +282,8 @@ def bucketed_batches(lengths, batch_size, bucket, seed):
 # Causal language models (GPT-2, Llama, Qwen) see only what came before, and can therefore write.
 #   Masked ones (BERT) see both sides and fill in gaps: they do not load here.
 # The end token (eos) says that an answer is over. Chat models may have several.
-# The pad token fills up the short rows of a batch. GPT-2 has none, and others use their end token
-#   for it, so that nobody can tell an end from padding. Such models get a pad token of their own.
+# The pad token fills up the short rows of a batch. GPT-2 has none, and others use an end token for
+#   it, so that nobody can tell an end from padding. Every model gets one of its own here.
 # Vocabulary size: how many rows the model's embeddings have. It may exceed the tokenizer's length,
 #   because it is kept a multiple of 64, which GPUs like; resize_token_embeddings adds the rows.
 
@@ -323,8 +323,7 @@ def load_causal_lm(name):
     ends = ends if isinstance(ends, list) else [ends]
     if ends == [None]:
         die(f"the model {str(name)!r} has no end token: its answers would never stop")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     model.config.pad_token_id = tokenizer.pad_token_id

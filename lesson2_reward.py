@@ -244,9 +244,8 @@ def load_reward_model(name):
         die(f"cannot load the model {str(name)!r}: {str(error).splitlines()[0]}")
     if tokenizer.eos_token_id is None:
         die(f"the model {str(name)!r} has no end token: the end of an answer could not be scored")
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        # transformers looks for the last token that is not the pad token: it must be no end token.
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    # transformers scores the last token that is not the pad token, so that must be no end token.
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     model.config.pad_token_id = tokenizer.pad_token_id

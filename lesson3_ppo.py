@@ -284,8 +284,7 @@ def load_causal_lm(name):
     ends = ends if isinstance(ends, list) else [ends]
     if ends == [None]:
         die(f"the model {str(name)!r} has no end token: its answers would never stop")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -687,9 +686,10 @@ def ppo_step(policy, reference, score, tokenizer, prompts, optimizer, kl_coef, c
     # 4. Learning.
     stats = ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator)
     real = rollout.mask.bool()
-    unexplained = (rollout.returns - rollout.values)[real].var() / rollout.returns[real].var()
+    error = (rollout.returns - rollout.values)[real].var(correction=0)
+    spread = rollout.returns[real].var(correction=0).clamp(min=1e-8)
     return {**summary(rollout, config, accelerator), **stats, "kl/coef": kl_coef,
-            "value/explained_variance": 1 - unexplained.item()}
+            "value/explained_variance": 1 - (error / spread).item()}
 
 
 def train_ppo(policy, reference, score, tokenizer, data, folder, config, accelerator):

@@ -35,7 +35,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import defaultdict
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal, Optional
@@ -299,8 +298,7 @@ def load_causal_lm(name):
     ends = ends if isinstance(ends, list) else [ends]
     if ends == [None]:
         die(f"the model {str(name)!r} has no end token: its answers would never stop")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -624,7 +622,7 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
     # A response that was cut off before its end token pays for it.
     rewards = reward(ids, attention_mask, texts, batch) - config.missing_eos_penalty * (~ended)
     advantages = group_advantages(rewards, config.group_size, config.scale)
-    # Without a reference its place is taken by the policy itself, and no KL is added or shown.
+    # Without a reference the policy stands in its place, and no KL from it is added or shown.
     return Rollout(ids, attention_mask, response, mask, logprobs[0], logprobs[-1],
                    rewards, ended, advantages)
 
@@ -641,8 +639,9 @@ def grpo_loss(policy, batch, counts, config):
         ratio, up = torch.exp(logprobs - batch.logprobs), batch.advantages.unsqueeze(1) > 0
         clipped = torch.where(up, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
         parts = {"clip/fraction": clipped & (batch.advantages.unsqueeze(1) != 0),
-                 "kl/approx": kl_penalty(batch.logprobs, logprobs, "k3"),
-                 "kl/ref": kl_penalty(logprobs, batch.ref_logprobs, "k3")}
+                 "kl/approx": kl_penalty(batch.logprobs, logprobs, "k3")}
+        if config.kl_coef:
+            parts["kl/ref"] = kl_penalty(logprobs, batch.ref_logprobs, "k3")
         parts = {name: (x * batch.mask).sum() / counts["token"] for name, x in parts.items()}
         entropy = masked_entropy(output.logits[:, :-1] / config.temperature, batch.mask,
                                  counts["token"])
@@ -651,7 +650,8 @@ def grpo_loss(policy, batch, counts, config):
 
 def grpo_update(policy, optimizer, rollout, config, accelerator):
     """Several epochs of minibatches on one rollout -> stats, averaged over the minibatches."""
-    history = []
+    history, names = [], ["loss/grpo", "entropy/avg", "clip/fraction", "kl/approx"]
+    names += ["kl/ref"] if config.kl_coef else []
     for _ in range(config.ppo_epochs):
         order = torch.randperm(len(rollout.ids))
         for rows in order.tensor_split(config.num_samples // config.batch_size):
@@ -660,8 +660,8 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
             num_rows, num_tokens = accelerator.reduce(size, reduction="sum").clamp(min=1)
             counts = {"sequence": num_rows, "token": num_tokens,
                       "constant": num_rows * config.max_new_tokens}
-            sums = defaultdict(float)
-            for piece in rows.split(config.micro_batch_size):
+            sums = {name: torch.zeros((), device=accelerator.device) for name in names}
+            for piece in filter(len, rows.split(config.micro_batch_size)):  # rows may be none
                 with accelerator.autocast():
                     loss, parts = grpo_loss(policy, rollout[piece], counts, config)
                 loss.backward()
@@ -671,7 +671,7 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            sums = accelerator.reduce(dict(sums), reduction="sum")
+            sums = accelerator.reduce(sums, reduction="sum")
             stats = {name: total.item() for name, total in sums.items()}
             history.append({**stats, "grad_norm": norm.item()})
     return {name: sum(stats[name] for stats in history) / len(history) for name in history[0]}
@@ -737,7 +737,7 @@ def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, con
         schedule.step()
         if step % config.eval_every == 0 and step < config.steps:
             stats |= evaluate(policy, reward, tokenizer, held_out, config)[0]
-        bar.set_postfix(reward=f"{stats['reward/avg']:.2f}", kl=f"{stats['kl/ref']:.3f}",
+        bar.set_postfix(reward=f"{stats['reward/avg']:.2f}", kl=f"{stats.get('kl/ref', 0):.3f}",
                         same=f"{stats['group/zero_std']:.0%}")
         run.end_step(step, stats)
     return run
