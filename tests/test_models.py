@@ -546,14 +546,15 @@ def test_a_response_without_an_end_pays_the_penalty(ppo_or_grpo, qwen3, end):
     close(paid, [2. if has_end else 1.25 for has_end in ended])
 
 
-def ppo_step(lesson3, folder, accelerator, monkeypatch, learn=False, **settings):
+def ppo_step(lesson3, folder, accelerator, monkeypatch, **settings):
     """One step from a policy that is not the reference -> (stats, the rollout it learned from)."""
     model, tokenizer = lesson3.load_causal_lm(folder)
+    prefer(model, 0, 4.)  # so that some responses are shorter
     reference = copy.deepcopy(model)
     policy = lesson3.CausalLMWithValueHead(shake(model))
     config = make_config(lesson3, gamma=1.0, lam=1.0, missing_eos_penalty=0.0, **settings)
     calls = record(monkeypatch, lesson3, "ppo_update")
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.05 if learn else 0.0)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     torch.manual_seed(0)
     stats = lesson3.ppo_step(
         policy, reference, lambda ids, mask, texts: torch.arange(12.), tokenizer, PROMPTS * 4,
@@ -642,6 +643,7 @@ def test_ppo_step_reports_the_rollout(lesson3, gpt2, accelerator, monkeypatch):
         kl.append((new - ref)[:lengths[-1]].sum().item())
     assert stats["response/length"] == pytest.approx(sum(lengths) / 12)
     ended = [0 in row for row in rollout.response.tolist()]
+    assert len(set(lengths)) > 1 and 0 < sum(ended) < 12
     assert stats["response/truncated"] == pytest.approx(1 - sum(ended) / 12)
     assert stats["kl/ref_sum"] == pytest.approx(sum(kl) / 12, rel=1e-4)
     assert stats["value/explained_variance"] == pytest.approx(0., abs=1e-6)  # of values that are 0
