@@ -567,6 +567,7 @@ def test_group_without_spread_has_advantage_exactly_zero(lesson4, scale, rewards
 def test_informative_groups_have_some_spread(lesson4):
     rewards = torch.tensor([.1, .1, .1, 0., 0., 1., 1., 1., 1., 0., 0., 0.])
     assert lesson4.informative_groups(rewards, 3).tolist() == [False, True, False, False]
+    assert lesson4.informative_groups(torch.full((8,), .1), 8).tolist() == [False]  # std is 8e-9
 
 
 def test_token_loss_in_the_four_quadrants(lesson4):
