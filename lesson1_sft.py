@@ -191,10 +191,10 @@ def translations(held_out):
 
 
 def tiny_world(size, seed, held_out=False):
-    """A Dataset in Alpaca's columns: 30% reviews, 55% sums, 15% translations."""
+    """A Dataset in Alpaca's columns: 40% reviews, 45% sums, 15% translations."""
     rng = random.Random(f"{seed} {held_out}")
     the_sums, the_translations, rows = sums(held_out), translations(held_out), []
-    for family in rng.choices(["review", "sum", "translation"], [30, 55, 15], k=size):
+    for family in rng.choices(["review", "sum", "translation"], [40, 45, 15], k=size):
         if family == "review":
             kind = rng.choice(KINDS)
             rows.append((review_instruction(kind), "", write_review(kind, rng)))

@@ -347,7 +347,8 @@ def load_grpo_reward(config, tokenizer, device):
         die(f"--reward {config.reward}: {file} defines no {name}")
 
     def reward(ids, mask, texts, rows):
-        columns = {column: values for column, values in rows.items() if column != "prompt_ids"}
+        columns = {column: values for column, values in rows.items()
+                   if column not in ("prompts", "responses", "prompt_ids")}
         rewards = getattr(module, name)(prompts=rows["instruction"], responses=texts, **columns)
         if len(rewards) != len(texts):
             die(f"{config.reward} returned {len(rewards)} rewards for {len(texts)} responses")
