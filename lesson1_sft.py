@@ -26,6 +26,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -191,10 +192,10 @@ def translations(held_out):
 
 
 def tiny_world(size, seed, held_out=False):
-    """A Dataset in Alpaca's columns: 40% reviews, 45% sums, 15% translations."""
+    """A Dataset in Alpaca's columns: 35% reviews, 50% sums, 15% translations."""
     rng = random.Random(f"{seed} {held_out}")
     the_sums, the_translations, rows = sums(held_out), translations(held_out), []
-    for family in rng.choices(["review", "sum", "translation"], [40, 45, 15], k=size):
+    for family in rng.choices(["review", "sum", "translation"], [35, 50, 15], k=size):
         if family == "review":
             kind = rng.choice(KINDS)
             rows.append((review_instruction(kind), "", write_review(kind, rng)))
@@ -223,7 +224,8 @@ def read_data(name, columns, size):
         source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
         data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
-        die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
+        reason = str(error.__cause__ or "") or str(error) or "there is nothing in it"
+        die(f"cannot read the data {name!r}: {reason.splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
         values = data[column] if column in data.column_names else [None]
@@ -396,6 +398,8 @@ def start(config):
         stream.reconfigure(encoding="utf-8", errors="replace")
     for library in transformers, datasets, huggingface_hub:
         getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
+    if config.log_level == "error":
+        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     set_seed(config.seed)
@@ -482,7 +486,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
+                     f"{shlex.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
@@ -640,6 +644,8 @@ def main():
         return chat(*load_causal_lm(config.model or run_folder(config)), config)
     if config.data:
         data = read_data(config.data, ["instruction", "output"], config.num_examples)
+        if len(data) < 2:
+            die(f"{config.data} needs at least two rows: some are held out")
         data, held_out = data.train_test_split(test_size=0.05, seed=0).values()
     else:
         data, held_out = tiny_world(config.num_examples, config.seed), tiny_world(600, 0, True)

@@ -24,6 +24,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -197,7 +198,8 @@ def read_data(name, columns, size):
         source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
         data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
-        die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
+        reason = str(error.__cause__ or "") or str(error) or "there is nothing in it"
+        die(f"cannot read the data {name!r}: {reason.splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
         values = data[column] if column in data.column_names else [None]
@@ -302,6 +304,8 @@ def start(config):
         stream.reconfigure(encoding="utf-8", errors="replace")
     for library in transformers, datasets, huggingface_hub:
         getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
+    if config.log_level == "error":
+        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     set_seed(config.seed)
@@ -388,7 +392,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
+                     f"{shlex.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
@@ -436,7 +440,8 @@ def make_missing(folder, lesson, duration, config):
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
     begun = (folder / "config.json").is_file()
-    command += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
+    command += ["--resume"] if begun else [f"--seed={config.seed}"]
+    command += [f"--model={config.model}"] if config.model else []
     child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
     if child.wait():
@@ -562,6 +567,8 @@ def main():
         config.model = str(run_folder(config, "sft"))
     if config.data:
         data = read_data(config.data, ["instruction", "chosen", "rejected"], 10**6)
+        if len(data) < 2:
+            die(f"{config.data} needs at least two rows: some are held out")
         held_out_size = min(config.num_held_out, max(1, len(data) // 10))
         data, held_out = data.train_test_split(test_size=held_out_size, seed=0).values()
         data = data.select(range(min(len(data), config.num_pairs)))
@@ -581,9 +588,10 @@ def main():
     if run.is_main:
         save_model(model, tokenizer, folder / "model")
         calibration_table(chosen, rejected)
+        shown = held_out.select(range(min(5, len(held_out))))
         samples = [(row["instruction"], {f"chosen {a:+.2f}": row["chosen"],
                                          f"rejected {b:+.2f}": row["rejected"]})
-                   for row, a, b in zip(held_out.select(range(5)), chosen, rejected)]
+                   for row, a, b in zip(shown, chosen, rejected)]
         run.close("accuracy/train", before, after, samples)
         print('Next: python lesson2_reward.py --score "The spy film was lovely.", '
               "or python lesson3_ppo.py")

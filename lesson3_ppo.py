@@ -15,7 +15,7 @@ The formulas
 How to run it
     python lesson3_ppo.py                          offline; makes lessons 1 and 2 where missing
     python lesson3_ppo.py --kl_coef 0 --run_name kl0
-    python lesson3_ppo.py --reward sentiment       count good words instead of asking the model
+    python lesson3_ppo.py --reward sentiment       count good words instead of asking a model
     python lesson1_sft.py --model runs/ppo --chat  talk to the result
 
 It writes runs/ppo. The bar shows the score (reward first), the gold reward and the KL from the
@@ -27,6 +27,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -224,8 +225,9 @@ def gold_utility(review):
 
 
 def sentiment_reward(review):
-    """A reward that needs no model: how many good words there are."""
-    return float(sum(word in GOOD for word in re.findall(r"\w+", review)))
+    """A reward that needs no model: how many good words there are, at most 3. (Without a limit a
+    policy soon writes nothing else.)"""
+    return float(min(3, sum(word in GOOD for word in re.findall(r"\w+", review))))
 
 
 def review_instruction(kind):
@@ -245,7 +247,8 @@ def read_data(name, columns, size):
         source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
         data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
-        die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
+        reason = str(error.__cause__ or "") or str(error) or "there is nothing in it"
+        die(f"cannot read the data {name!r}: {reason.splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
         values = data[column] if column in data.column_names else [None]
@@ -401,6 +404,8 @@ def start(config):
         stream.reconfigure(encoding="utf-8", errors="replace")
     for library in transformers, datasets, huggingface_hub:
         getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
+    if config.log_level == "error":
+        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     set_seed(config.seed)
@@ -487,7 +492,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
+                     f"{shlex.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
@@ -535,7 +540,8 @@ def make_missing(folder, lesson, duration, config):
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
     begun = (folder / "config.json").is_file()
-    command += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
+    command += ["--resume"] if begun else [f"--seed={config.seed}"]
+    command += [f"--model={config.model}"] if config.model else []
     child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
     if child.wait():
@@ -727,7 +733,10 @@ def main():
     if config.num_samples % config.batch_size or config.batch_size % accelerator.num_processes:
         die("--batch_size must divide --num_samples, and the number of processes --batch_size")
     config.reward = config.reward or str(run_folder(config, "reward"))
-    if config.reward != "sentiment":
+    if not (config.model or config.reward == "sentiment" or Path(config.reward).is_dir()
+            or Path(config.reward) == run_folder(config, "reward")):
+        die(f"there is no reward model {config.reward!r}")
+    if Path(config.reward) == run_folder(config, "reward"):
         make_missing(Path(config.reward), "lesson2_reward.py", "half a minute", config)
     if not config.model:
         make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)

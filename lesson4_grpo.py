@@ -31,6 +31,7 @@ import math
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -66,15 +67,17 @@ class Config:
     data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "GRPO steps (default: 80 for sums, 100 others)")
+    steps: Optional[int] = flag(None, "GRPO steps (default: 85 for sums, 100 others)")
     num_samples: Optional[int] = flag(None, "responses a step (default: 512 for sums, 64 others)")
     group_size: int = flag(8, "responses to the same prompt, G")
-    ppo_epochs: int = flag(4, "times that a step's samples are learned from")
+    ppo_epochs: int = flag(3, "times that a step's samples are learned from")
     batch_size: Optional[int] = flag(None, "samples an optimiser step (default: 512 or 32)")
     micro_batch_size: int = flag(512, "samples a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(None, "at first (default: 3e-4 tiny model, 1e-6 others)")
-    kl_coef: float = flag(0.01, "weight of the KL term, beta (0: no reference model is kept)",
-                          "--kl_beta", "--kl-beta")
+    learning_rate: Optional[float] = flag(
+        None, "at first (default: tiny model 4e-4 for sums, 1e-4 others; other models 1e-6)")
+    kl_coef: Optional[float] = flag(
+        None, "weight of the KL term, beta (0: no reference model; default: 0.01 sums, 0.4 others)",
+        "--kl_beta", "--kl-beta")
     clip_low: float = flag(0.2, "the ratio may gain down to 1 - this")
     clip_high: float = flag(0.28, "the ratio may gain up to 1 + this")
     scale: Literal["std", "none"] = flag("std", "divide a group's advantages by its std, or not")
@@ -97,15 +100,15 @@ class Config:
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
 
     def __post_init__(self):
-        of_sums = {"steps": 80, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4,
-                   "missing_eos_penalty": 0.0}
+        of_sums = {"steps": 85, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4,
+                   "missing_eos_penalty": 0.0, "kl_coef": 0.01}
         of_others = {"steps": 100, "num_samples": 64, "batch_size": 32, "max_new_tokens": 40,
-                     "missing_eos_penalty": 1.0}
+                     "missing_eos_penalty": 1.0, "kl_coef": 0.4}
         for name, value in (of_sums if self.reward == "sum" else of_others).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.learning_rate is None:
-            self.learning_rate = 1e-6 if self.model else 3e-4
+            self.learning_rate = 1e-6 if self.model else 4e-4 if self.reward == "sum" else 1e-4
 
 
 # ---- The maths ----------------------------------------------------------------------------------
@@ -227,8 +230,9 @@ def sums(held_out):
 
 
 def sentiment_reward(review):
-    """A reward that needs no model: how many good words there are."""
-    return float(sum(word in GOOD for word in re.findall(r"\w+", review)))
+    """A reward that needs no model: how many good words there are, at most 3. (Without a limit a
+    policy soon writes nothing else.)"""
+    return float(min(3, sum(word in GOOD for word in re.findall(r"\w+", review))))
 
 
 def review_instruction(kind):
@@ -248,7 +252,8 @@ def read_data(name, columns, size):
         source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
         data = datasets.load_dataset(**source, split="train")
     except Exception as error:  # whatever the reader raises is a fault of the file or of the name
-        die(f"cannot read the data {name!r}: {str(error).splitlines()[0]}")
+        reason = str(error.__cause__ or "") or str(error) or "there is nothing in it"
+        die(f"cannot read the data {name!r}: {reason.splitlines()[0]}")
     data = data.select(range(min(size, len(data))))
     for column in columns:
         values = data[column] if column in data.column_names else [None]
@@ -425,6 +430,8 @@ def start(config):
         stream.reconfigure(encoding="utf-8", errors="replace")
     for library in transformers, datasets, huggingface_hub:
         getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
+    if config.log_level == "error":
+        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     set_seed(config.seed)
@@ -511,7 +518,7 @@ class Run:
                 self.save_checkpoint(step)
         if self.interrupted:
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{' '.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
+                     f"{shlex.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
 
     def save_checkpoint(self, step):
         """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
@@ -559,7 +566,8 @@ def make_missing(folder, lesson, duration, config):
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
     begun = (folder / "config.json").is_file()
-    command += ["--resume"] if begun else [f"--seed={config.seed}", f"--model={config.model}"]
+    command += ["--resume"] if begun else [f"--seed={config.seed}"]
+    command += [f"--model={config.model}"] if config.model else []
     child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
     if child.wait():
@@ -756,6 +764,10 @@ def main():
             f"{config.group_size} for each of {accelerator.num_processes} processes")
     if config.num_samples % config.batch_size:
         die(f"--batch_size {config.batch_size} must divide --num_samples {config.num_samples}")
+    source = Path(config.reward.rsplit(":", 1)[0] if ".py:" in config.reward else config.reward)
+    if not (config.model or config.reward in ("sum", "sentiment") or source.exists()
+            or source == run_folder(config, "reward")):
+        die(f"--reward {config.reward}: there is no {source}")
     if not config.model:
         make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)
         config.model = str(run_folder(config, "sft"))
@@ -766,8 +778,8 @@ def main():
     reference = copy.deepcopy(policy).requires_grad_(False) if config.kl_coef else None
     data, held_out = load_grpo_prompts(config, tokenizer)
     reward = load_grpo_reward(config, tokenizer, accelerator.device)
-    folder = open_run(config, accelerator)
     before, texts_before = evaluate(policy, reward, tokenizer, held_out, config)
+    folder = open_run(config, accelerator)
     run = train_grpo(
         policy, reference, reward, tokenizer, data, held_out, folder, config, accelerator)
     after, texts_after = evaluate(policy, reward, tokenizer, held_out, config)
