@@ -19,7 +19,6 @@ How to run it
 
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
 metrics.jsonl (a line a step), TensorBoard logs and samples.md. Lesson 2 starts from runs/sft.
-Exercise: fill in exercises/ex1_sft.py.
 """
 
 import json

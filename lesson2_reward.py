@@ -17,7 +17,7 @@ How to run it
     python lesson2_reward.py --freeze_backbone      train the score head alone
     python lesson2_reward.py --model gpt2 --data pairs.jsonl
 
-It writes runs/reward; lesson 3 uses it. Exercise: fill in exercises/ex2_reward.py.
+It writes runs/reward; lesson 3 uses it.
 """
 
 import json

@@ -19,7 +19,7 @@ How to run it
     python lesson1_sft.py --model runs/ppo --chat  talk to the result
 
 It writes runs/ppo. The bar shows the score (reward first), the gold reward and the KL from the
-reference. Exercise: fill in exercises/ex3_ppo.py.
+reference.
 """
 
 import copy

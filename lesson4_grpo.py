@@ -21,7 +21,7 @@ How to run it
     Dr. GRPO: --average constant --scale none      DAPO: --average token --kl_coef 0
 
 It writes runs/grpo. In the first step the loss is 0 and its gradient is not: each group's
-advantages add up to 0. Watch the reward instead. Exercise: fill in exercises/ex4_grpo.py.
+advantages add up to 0. Watch the reward instead.
 """
 
 import copy

@@ -3,7 +3,6 @@ another, and functions short enough to read."""
 
 import ast
 import io
-import re
 import tokenize
 
 import pytest
@@ -121,9 +120,3 @@ def test_every_flag_has_a_help_text_that_argparse_can_print(number, request):
         text = field.metadata.get("help")
         assert text and text.strip(), f"{field.name} has no help text"
         assert "%" not in text, f"a % in the help of {field.name} breaks --help"
-
-
-def test_every_lesson_names_its_exercise():
-    for number, path in enumerate(LESSONS, start=1):
-        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        assert re.search(rf"exercises/ex{number}_\w+\.py", docstring)
