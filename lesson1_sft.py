@@ -62,8 +62,8 @@ class Config:
     data: str = flag("", "JSON file, folder or hub name; columns instruction, input, output")
     run_name: str = flag("sft", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: int = flag(1000, "optimiser steps")
-    base_steps: int = flag(200, "optimiser steps of the tiny base model")
+    steps: int = flag(1100, "optimiser steps")
+    base_steps: int = flag(100, "optimiser steps of the tiny base model")
     batch_size: int = flag(32, "examples an optimiser step, over all processes")
     micro_batch_size: int = flag(64, "examples a forward pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "peak (default: 1.5e-3 tiny model, 2e-5 others)")
@@ -191,16 +191,18 @@ def translations(held_out):
 
 
 def tiny_world(size, seed, held_out=False):
-    """A Dataset in Alpaca's columns: 35% reviews, 50% sums, 15% translations."""
+    """A Dataset in Alpaca's columns: 30% reviews, 55% sums, 15% translations. Whoever did the sums
+    slipped in 15% of them, by 1, 2 or 10: lesson 4 will have something to put right."""
     rng = random.Random(f"{seed} {held_out}")
     the_sums, the_translations, rows = sums(held_out), translations(held_out), []
-    for family in rng.choices(["review", "sum", "translation"], [35, 50, 15], k=size):
+    for family in rng.choices(["review", "sum", "translation"], [30, 55, 15], k=size):
         if family == "review":
             kind = rng.choice(KINDS)
             rows.append((review_instruction(kind), "", write_review(kind, rng)))
         elif family == "sum":
             a, b = rng.choice(the_sums)
-            rows.append((f"What is {a} + {b}?", "", str(a + b)))
+            slip = rng.choice([1, 2, 10]) if rng.random() < 0.15 else 0
+            rows.append((f"What is {a} + {b}?", "", str(a + b + slip)))
         else:
             rows.append(("Translate into Chinese:", *rng.choice(the_translations)))
     return Dataset.from_list([dict(zip(("instruction", "input", "output"), row)) for row in rows])

@@ -1,9 +1,10 @@
 """Lesson 4: GRPO. The answers get right: a reward that can be checked, and no value function.
 
-What you will see. The fine-tuned model adds two numbers right in most, but not all, of its samples.
-Group relative policy optimisation (GRPO) samples a group of answers to every sum and makes those
-likelier that did better than their group. The sampled answers become nearly as good as the best
-of eight were before: the model could do it already, and now it does it reliably.
+What you will see. The fine-tuned model adds two numbers right in little more than half of its
+samples: it is unsure, and it learned from people who sometimes slip. Group relative policy
+optimisation (GRPO) samples a group of answers to every sum and makes those likelier that did better
+than their group. One sample becomes nearly as good as the best of eight were before: the model
+could do it already, and now it does it reliably.
 
 The formulas
     advantage    A_i = (r_i - mean(r)) / (std(r) + eps) over the G answers to the same prompt
@@ -67,7 +68,7 @@ class Config:
     data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "GRPO steps (default: 85 for sums, 100 others)")
+    steps: Optional[int] = flag(None, "GRPO steps (default: 90 for sums, 100 others)")
     num_samples: Optional[int] = flag(None, "responses a step (default: 512 for sums, 64 others)")
     group_size: int = flag(8, "responses to the same prompt, G")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from")
@@ -100,7 +101,7 @@ class Config:
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
 
     def __post_init__(self):
-        of_sums = {"steps": 85, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4,
+        of_sums = {"steps": 90, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4,
                    "missing_eos_penalty": 0.0, "kl_coef": 0.01}
         of_others = {"steps": 100, "num_samples": 64, "batch_size": 32, "max_new_tokens": 40,
                      "missing_eos_penalty": 1.0, "kl_coef": 0.4}

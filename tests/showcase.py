@@ -137,6 +137,10 @@ def lesson1(runs_dir, seed):
     pairs = [(model.prompt(row["instruction"], row["input"]), row["output"]) for row in rows]
     total, tokens = model.loss(pairs)
     entropy = sum(surprise(row["output"]) for row in rows if "review" in row["instruction"])
+    for row in rows:
+        if "+" in row["instruction"]:  # 15% of the sums are too large by 1, 2 or 10
+            right = sum(map(int, re.findall(r"\d+", row["instruction"]))) == int(row["output"])
+            entropy -= math.log(0.85 if right else 0.15 / 3)
     gap = (total - entropy) / tokens
     reviews = model.answers([model.prompt(f"Write a short review of the {kind} film.")
                              for kind in KINDS] * 40)
