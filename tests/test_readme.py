@@ -40,6 +40,10 @@ def settings_table():
     return "\n".join(lines)
 
 
+def test_the_readme_has_no_placeholder_left():
+    assert "@@" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_lists_every_setting_with_its_default():
     assert settings_table() in (ROOT / "README.md").read_text(encoding="utf-8")
 
