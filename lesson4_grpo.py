@@ -793,8 +793,9 @@ def main():
             gap = before["accuracy/pass@k"] - before["accuracy/sampled"]
             way = (after["accuracy/sampled"] - before["accuracy/sampled"]) / max(gap, 1e-9)
             print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time. That is "
-                  f"{way:.0%} of the way to the first model's pass@{config.pass_k}:\nGRPO mostly "
-                  "made reliable what the model could already do in one of several tries.")
+                  f"{way:.0%} of the way to the first model's pass@{config.pass_k}.")
+            if way >= 0.5:
+                print("GRPO mostly made reliable what it could already do in one of several tries.")
         print("Next: python lesson4_grpo.py --reward sentiment, to compare with "
               "lesson3_ppo.py --reward sentiment")
 

@@ -1,21 +1,13 @@
 """The README's table of settings comes from the lessons: `python tests/test_readme.py` prints it."""
 
-import importlib.util
-import sys
 from dataclasses import fields
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-LESSONS = ("lesson1_sft", "lesson2_reward", "lesson3_ppo", "lesson4_grpo")
+from conftest import ROOT, load_lesson
 
 
 def configs():
-    for name in LESSONS:
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-        yield {field.name: field for field in fields(module.Config)}
+    for number in (1, 2, 3, 4):
+        yield {field.name: field for field in fields(load_lesson(number).Config)}
 
 
 def show(field):
