@@ -21,10 +21,12 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step), TensorBoard logs and samples.md. Lesson 2 starts from runs/sft.
 """
 
+import inspect
 import json
 import math
 import os
 import random
+import runpy
 import shlex
 import shutil
 import signal
@@ -45,7 +47,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
 from transformers import GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast
-from transformers import get_cosine_schedule_with_warmup, set_seed
+from transformers import get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
 
 
@@ -79,6 +81,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
     bf16: bool = flag(False, "bfloat16 autocast; the weights stay in float32")
     resume: bool = flag(False, "go on with an interrupted run")
+    exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
     prompt: str = flag("", "print the answer of --model (default: this run) and train nothing")
@@ -93,6 +96,9 @@ class Config:
 
 
 # ---- The maths ----------------------------------------------------------------------------------
+
+# With --exercise these functions are your own, from exercises/.
+BLANKS = {"ex1_sft": "format_prompt build_labels pad_batch sft_loss corpus_perplexity"}
 
 
 def format_prompt(instruction: str, input: str = "") -> str:
@@ -369,6 +375,28 @@ def die(message):
     sys.exit(2)
 
 
+def stop(*_):
+    sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+
+
+def load_exercises():
+    """{name: function} of the student's files. A stub is left out: there the lesson's own stays."""
+    found = {}
+    for file, names in BLANKS.items():
+        path = Path(__file__).with_name("exercises") / f"{file}.py"
+        try:
+            student = runpy.run_path(str(path))
+            found |= {name: student[name] for name in names.split()}
+        except Exception as error:  # whatever is wrong with the file
+            die(f"cannot load {path}: {type(error).__name__}: {error}")
+    stubs = [name for name, function in found.items()
+             if inspect.unwrap(function).__code__.co_names == ("NotImplementedError",)]
+    mine = {name: found[name] for name in found if name not in stubs}
+    print(f"Your functions: {', '.join(mine) or 'none yet'}.\n"
+          f"The lesson's, because yours are stubs: {', '.join(stubs) or 'none'}.")
+    return mine
+
+
 def read_config(arguments):
     """The command line as a Config. The settings of --config, or of the run to resume, are read as
     if they had been typed first: what is typed later wins."""
@@ -403,7 +431,8 @@ def start(config):
         datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    set_seed(config.seed)
+    torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, stop)
     accelerator = Accelerator(cpu=config.device == "cpu",
                               mixed_precision="bf16" if config.bf16 else "no")
     if config.device not in ("auto", accelerator.device.type):
@@ -459,21 +488,19 @@ class Run:
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            file = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(file, map_location="cpu")
+            saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            lines = (json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text("".join(lines))
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, stop)
 
     def end_step(self, step, stats):
         """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
@@ -617,7 +644,7 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
 def make_base(config, accelerator):
     """The tiny base model: the one in runs/base if it was made with these settings, else anew."""
     config = replace(config, run_name="base", steps=config.base_steps, resume=False,
-                     learning_rate=config.learning_rate / 2)
+                     exercise=False, learning_rate=config.learning_rate / 2)
     file = run_folder(config) / "config.json"
     if file.is_file():
         made_with = json.loads(file.read_text(encoding="utf-8"))
@@ -643,6 +670,7 @@ def main():
         print("Type an instruction; an empty line ends.")
     if config.prompt or config.chat:
         return chat(*load_causal_lm(config.model or run_folder(config)), config)
+    mine = load_exercises() if config.exercise else {}
     if config.data:
         data = read_data(config.data, ["instruction", "output"], config.num_examples)
         if len(data) < 2:
@@ -656,6 +684,7 @@ def main():
     else:
         folder = open_run(config, accelerator)
         model, tokenizer = make_base(config, accelerator)
+    globals().update(mine)  # only now: the base model is always made with the lesson's functions
     model.to(accelerator.device)
     examples, held_out_examples = (
         tokenize_examples(part, tokenizer, config) for part in (data, held_out))
@@ -683,7 +712,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+    main()

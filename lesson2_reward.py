@@ -20,10 +20,12 @@ How to run it
 It writes runs/reward; lesson 3 uses it.
 """
 
+import inspect
 import json
 import os
 import random
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -43,7 +45,7 @@ from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
-from transformers import get_cosine_schedule_with_warmup, set_seed
+from transformers import get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
 
 # ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
@@ -78,6 +80,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
     bf16: bool = flag(False, "bfloat16 autocast; the weights stay in float32")
     resume: bool = flag(False, "go on with an interrupted run")
+    exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
     score: str = flag("", "score this answer with the trained model, and train nothing")
@@ -90,6 +93,10 @@ class Config:
 
 
 # ---- The maths ----------------------------------------------------------------------------------
+
+# With --exercise these functions are your own, from exercises/.
+BLANKS = {"ex2_reward": "last_token_index pool_scores preference_probability pairwise_loss "
+                        "preference_accuracy"}
 
 
 def last_token_index(attention_mask):
@@ -274,6 +281,28 @@ def die(message):
     sys.exit(2)
 
 
+def stop(*_):
+    sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+
+
+def load_exercises():
+    """{name: function} of the student's files. A stub is left out: there the lesson's own stays."""
+    found = {}
+    for file, names in BLANKS.items():
+        path = Path(__file__).with_name("exercises") / f"{file}.py"
+        try:
+            student = runpy.run_path(str(path))
+            found |= {name: student[name] for name in names.split()}
+        except Exception as error:  # whatever is wrong with the file
+            die(f"cannot load {path}: {type(error).__name__}: {error}")
+    stubs = [name for name, function in found.items()
+             if inspect.unwrap(function).__code__.co_names == ("NotImplementedError",)]
+    mine = {name: found[name] for name in found if name not in stubs}
+    print(f"Your functions: {', '.join(mine) or 'none yet'}.\n"
+          f"The lesson's, because yours are stubs: {', '.join(stubs) or 'none'}.")
+    return mine
+
+
 def read_config(arguments):
     """The command line as a Config. The settings of --config, or of the run to resume, are read as
     if they had been typed first: what is typed later wins."""
@@ -308,7 +337,8 @@ def start(config):
         datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    set_seed(config.seed)
+    torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, stop)
     accelerator = Accelerator(cpu=config.device == "cpu",
                               mixed_precision="bf16" if config.bf16 else "no")
     if config.device not in ("auto", accelerator.device.type):
@@ -364,21 +394,19 @@ class Run:
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            file = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(file, map_location="cpu")
+            saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            lines = (json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text("".join(lines))
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, stop)
 
     def end_step(self, step, stats):
         """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
@@ -446,7 +474,7 @@ def make_missing(folder, lesson, duration, config):
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
     if child.wait():
         sys.exit(child.returncode)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, stop)
 
 
 # ---- The loop -----------------------------------------------------------------------------------
@@ -554,6 +582,7 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
+    globals().update(load_exercises() if config.exercise else {})
     if config.score:
         model, tokenizer = load_reward_model(run_folder(config))
         prompt = tokenizer.encode(format_prompt(config.prompt), add_special_tokens=False)
@@ -598,7 +627,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+    main()

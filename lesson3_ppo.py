@@ -23,10 +23,12 @@ reference.
 """
 
 import copy
+import inspect
 import json
 import os
 import random
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -47,7 +49,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import GenerationConfig, HfArgumentParser, set_seed
+from transformers import GenerationConfig, HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 # ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
@@ -91,6 +93,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
     bf16: bool = flag(False, "bfloat16 autocast; the weights stay in float32")
     resume: bool = flag(False, "go on with an interrupted run")
+    exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
@@ -101,6 +104,10 @@ class Config:
 
 
 # ---- The maths ----------------------------------------------------------------------------------
+
+# With --exercise these functions are your own, from exercises/.
+BLANKS = {"ex3_ppo": "response_logprobs response_mask kl_penalty shape_rewards compute_gae "
+                     "masked_whiten ppo_policy_loss ppo_value_loss masked_entropy adaptive_kl_coef"}
 
 
 def response_logprobs(logits, response, temperature=1.0):
@@ -121,13 +128,9 @@ def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
     """Estimates of KL(policy || reference) at tokens that the policy sampled (Schulman 2020,
     "Approximating KL divergence"): k1 and k3 are unbiased, k2 and k3 never negative."""
     log_ratio = ref_logprobs - logprobs
-    if estimator == "k1":
-        return -log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio.square()
-    if estimator == "k3":
-        return torch.expm1(log_ratio) - log_ratio
-    raise ValueError(f"no KL estimator is called {estimator!r}: k1, k2 or k3")
+    return {"k1": -log_ratio,
+            "k2": 0.5 * log_ratio.square(),
+            "k3": torch.expm1(log_ratio) - log_ratio}[estimator]  # (B, T)
 
 
 def shape_rewards(scores, kl, mask, kl_coef):
@@ -339,8 +342,7 @@ def response_output(lm, ids, attention_mask, length, **options):
 def load_score(config, tokenizer, device):
     """A function (ids, attention_mask, texts) -> scores (B,)."""
     if config.reward == "sentiment":
-        return lambda ids, mask, texts: torch.tensor(
-            [sentiment_reward(text) for text in texts], device=device)
+        return lambda ids, mask, texts: torch.tensor(list(map(sentiment_reward, texts))).to(device)
     path = Path(config.reward, "model") if Path(config.reward).is_dir() else config.reward
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
@@ -351,13 +353,12 @@ def load_score(config, tokenizer, device):
         die(f"{config.reward} and the policy have different tokenizers: train a reward model that "
             "starts from the policy's model (lesson2_reward.py --model ...)")
     model.to(device).eval()
+    # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
+    mean, std = getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
 
     def score(ids, attention_mask, texts):
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         raw = model(ids, attention_mask=attention_mask, position_ids=position_ids).logits[:, 0]
-        # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
-        mean, std = (getattr(model.config, name, default)
-                     for name, default in (("score_mean", 0.0), ("score_std", 1.0)))
         return (raw.float() - mean) / std
 
     return score
@@ -372,6 +373,28 @@ MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 def die(message):
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def stop(*_):
+    sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+
+
+def load_exercises():
+    """{name: function} of the student's files. A stub is left out: there the lesson's own stays."""
+    found = {}
+    for file, names in BLANKS.items():
+        path = Path(__file__).with_name("exercises") / f"{file}.py"
+        try:
+            student = runpy.run_path(str(path))
+            found |= {name: student[name] for name in names.split()}
+        except Exception as error:  # whatever is wrong with the file
+            die(f"cannot load {path}: {type(error).__name__}: {error}")
+    stubs = [name for name, function in found.items()
+             if inspect.unwrap(function).__code__.co_names == ("NotImplementedError",)]
+    mine = {name: found[name] for name in found if name not in stubs}
+    print(f"Your functions: {', '.join(mine) or 'none yet'}.\n"
+          f"The lesson's, because yours are stubs: {', '.join(stubs) or 'none'}.")
+    return mine
 
 
 def read_config(arguments):
@@ -408,7 +431,8 @@ def start(config):
         datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    set_seed(config.seed)
+    torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, stop)
     accelerator = Accelerator(cpu=config.device == "cpu",
                               mixed_precision="bf16" if config.bf16 else "no")
     if config.device not in ("auto", accelerator.device.type):
@@ -464,21 +488,19 @@ class Run:
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            file = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(file, map_location="cpu")
+            saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            lines = (json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text("".join(lines))
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, stop)
 
     def end_step(self, step, stats):
         """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
@@ -546,7 +568,7 @@ def make_missing(folder, lesson, duration, config):
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
     if child.wait():
         sys.exit(child.returncode)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, stop)
 
 
 # ---- The loop -----------------------------------------------------------------------------------
@@ -669,8 +691,8 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
             optimizer.step()
             optimizer.zero_grad()
             sums = accelerator.reduce(dict(sums), reduction="sum")
-            stats = {name: total.item() for name, total in sums.items()}
-            history.append({**stats, "grad_norm": norm.item()})
+            history.append({name: total.item() for name, total in sums.items()}
+                           | {"grad_norm": norm.item()})
         if config.max_kl and history[-1]["kl/approx"] > config.max_kl:
             break  # the samples no longer come from a policy like this one
     return {name: sum(stats[name] for stats in history) / len(history) for name in history[0]}
@@ -728,6 +750,7 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
+    globals().update(load_exercises() if config.exercise else {})
     if not config.temperature:
         die("--temperature must be above 0: the policy has to try different answers")
     if config.num_samples % config.batch_size or config.batch_size % accelerator.num_processes:
@@ -770,7 +793,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+    main()

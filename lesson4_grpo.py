@@ -26,12 +26,13 @@ advantages add up to 0. Watch the reward instead.
 """
 
 import copy
-import importlib.util
+import inspect
 import json
 import math
 import os
 import random
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -51,7 +52,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import GenerationConfig, HfArgumentParser, get_linear_schedule_with_warmup
-from transformers import set_seed
 from transformers.hf_argparser import HfArg
 
 # ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
@@ -68,44 +68,40 @@ class Config:
     data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "GRPO steps (default: 90 for sums, 100 others)")
-    num_samples: Optional[int] = flag(None, "responses a step (default: 512 for sums, 64 others)")
+    steps: Optional[int] = flag(None, "GRPO steps (90 for sums, else 100)")
+    num_samples: Optional[int] = flag(None, "responses a step (512 for sums, else 64)")
     group_size: int = flag(8, "responses to the same prompt, G")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from")
-    batch_size: Optional[int] = flag(None, "samples an optimiser step (default: 512 or 32)")
+    batch_size: Optional[int] = flag(None, "samples an optimiser step (512 for sums, else 32)")
     micro_batch_size: int = flag(512, "samples a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(
-        None, "at first (default: tiny model 4e-4 for sums, 1e-4 others; other models 1e-6)")
-    kl_coef: Optional[float] = flag(
-        None, "weight of the KL term, beta (0: no reference model; default: 0.01 sums, 0.4 others)",
-        "--kl_beta", "--kl-beta")
+    learning_rate: Optional[float] = flag(None, "sums 4e-4, else 1e-4; other models 1e-6")
+    kl_coef: Optional[float] = flag(None, "beta of the KL term (0.01 for sums, else 0.4; 0: no "
+                                    "reference model)", "--kl_beta", "--kl-beta")
     clip_low: float = flag(0.2, "the ratio may gain down to 1 - this")
     clip_high: float = flag(0.28, "the ratio may gain up to 1 + this")
     scale: Literal["std", "none"] = flag("std", "divide a group's advantages by its std, or not")
     average: Literal["sequence", "token", "constant"] = flag("sequence", "how the loss is averaged")
     drop_uninformative: bool = flag(True, "leave out groups whose rewards are all the same")
     temperature: float = flag(1.0, "of the sampling, and of every log-probability")
-    missing_eos_penalty: Optional[float] = flag(
-        None, "taken off the reward of a response without an end (default: 0 for sums, 1 others)")
+    missing_eos_penalty: Optional[float] = flag(None, "off a reward without end (sums 0, else 1)")
     pass_k: int = flag(8, "the k of pass@k, out of 2k samples")
     eval_every: int = flag(40, "steps between two measurements on held-out sums")
     max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
-    max_new_tokens: Optional[int] = flag(None, "tokens of a response (default: 4 or 40)")
+    max_new_tokens: Optional[int] = flag(None, "tokens of a response (4 for sums, else 40)")
     save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)")
     seed: int = flag(0, "a CPU run with the same seed repeats exactly")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
     bf16: bool = flag(False, "bfloat16 autocast; the weights stay in float32")
     resume: bool = flag(False, "go on with an interrupted run")
+    exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
     log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
 
     def __post_init__(self):
-        of_sums = {"steps": 90, "num_samples": 512, "batch_size": 512, "max_new_tokens": 4,
-                   "missing_eos_penalty": 0.0, "kl_coef": 0.01}
-        of_others = {"steps": 100, "num_samples": 64, "batch_size": 32, "max_new_tokens": 40,
-                     "missing_eos_penalty": 1.0, "kl_coef": 0.4}
-        for name, value in (of_sums if self.reward == "sum" else of_others).items():
+        names = "steps num_samples batch_size max_new_tokens missing_eos_penalty kl_coef".split()
+        of_sums, of_others = (90, 512, 512, 4, 0.0, 0.01), (100, 64, 32, 40, 1.0, 0.4)
+        for name, value in zip(names, of_sums if self.reward == "sum" else of_others):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         if self.learning_rate is None:
@@ -113,6 +109,11 @@ class Config:
 
 
 # ---- The maths ----------------------------------------------------------------------------------
+
+# With --exercise these functions are your own, from exercises/.
+BLANKS = {"ex3_ppo": "response_logprobs response_mask kl_penalty masked_entropy",
+          "ex4_grpo": "sum_reward group_advantages grpo_token_loss aggregate_loss "
+                      "informative_groups pass_at_k"}
 
 
 def response_logprobs(logits, response, temperature=1.0):
@@ -133,13 +134,9 @@ def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
     """Estimates of KL(policy || reference) at tokens that the policy sampled (Schulman 2020,
     "Approximating KL divergence"): k1 and k3 are unbiased, k2 and k3 never negative."""
     log_ratio = ref_logprobs - logprobs
-    if estimator == "k1":
-        return -log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio.square()
-    if estimator == "k3":
-        return torch.expm1(log_ratio) - log_ratio
-    raise ValueError(f"no KL estimator is called {estimator!r}: k1, k2 or k3")
+    return {"k1": -log_ratio,
+            "k2": 0.5 * log_ratio.square(),
+            "k3": torch.expm1(log_ratio) - log_ratio}[estimator]  # (B, T)
 
 
 def masked_entropy(logits, mask, count=None):
@@ -186,7 +183,8 @@ def grpo_token_loss(logprobs, old_logprobs, ref_logprobs, advantages, kl_coef, c
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = torch.max(-advantages * ratio, -advantages * clipped)
     if kl_coef:
-        loss = loss + kl_coef * kl_penalty(logprobs, ref_logprobs, "k3")
+        log_ratio = ref_logprobs - logprobs
+        loss = loss + kl_coef * (torch.expm1(log_ratio) - log_ratio)  # k3
     return loss  # (B, T)
 
 
@@ -265,26 +263,21 @@ def read_data(name, columns, size):
 
 
 def load_grpo_prompts(config, tokenizer):
-    """(data, held_out): Datasets with instruction and prompt_ids. Only sums are held out."""
-    held_out = Dataset.from_dict({"instruction": [f"What is {a} + {b}?" for a, b in sums(True)]})
+    """[data, held_out]: Datasets with instruction and prompt_ids. Only sums are held out."""
     if config.data:
-        data = held_out = read_data(config.data, ["instruction"], 10**6)
-    elif config.reward == "sum":
-        data = Dataset.from_dict({"instruction": [f"What is {a} + {b}?" for a, b in sums(False)]})
+        parts = [read_data(config.data, ["instruction"], 10**6)] * 2
     else:
-        data = held_out = Dataset.from_dict({"instruction": list(map(review_instruction, KINDS))})
-
-    def add_prompt(row):
-        prompt = format_prompt(row["instruction"], row.get("input") or "")
-        return {"prompt_ids": tokenizer.encode(prompt, add_special_tokens=False)}
-
-    def fits(row):
-        return len(row["prompt_ids"]) <= config.max_prompt_length
-
-    data, held_out = (part.map(add_prompt).filter(fits) for part in (data, held_out))
-    if not len(data):
-        die("every prompt is longer than --max_prompt_length: raise it")
-    return data, held_out
+        texts = [list(map(review_instruction, KINDS))] * 2
+        if config.reward == "sum":
+            texts = [[f"What is {a} + {b}?" for a, b in sums(part)] for part in (False, True)]
+        parts = [Dataset.from_dict({"instruction": part}) for part in texts]
+    for i, data in enumerate(parts):
+        data = data.map(lambda row: {"prompt_ids": tokenizer.encode(
+            format_prompt(row["instruction"], row.get("input") or ""), add_special_tokens=False)})
+        parts[i] = data.filter(lambda row: len(row["prompt_ids"]) <= config.max_prompt_length)
+        if not len(parts[i]):
+            die("every prompt is longer than --max_prompt_length: raise it")
+    return parts
 
 
 # ---- Models and rewards -------------------------------------------------------------------------
@@ -338,24 +331,19 @@ def load_grpo_reward(config, tokenizer, device):
     """A function (ids, attention_mask, texts, rows) -> rewards (B,); rows is a dictionary of lists,
     the data set's columns."""
     if config.reward == "sum":
-        return lambda ids, mask, texts, rows: torch.tensor(
-            list(map(sum_reward, rows["instruction"], texts)), device=device)
-    if ".py:" not in config.reward:
+        function = lambda prompts, responses, **columns: list(map(sum_reward, prompts, responses))
+    elif ".py:" not in config.reward:
         score = load_score(config, tokenizer, device)
         return lambda ids, mask, texts, rows: score(ids, mask, texts)
-    file, name = config.reward.rsplit(":", 1)
-    if not Path(file).is_file():
-        die(f"--reward {config.reward}: there is no file {file}")
-    spec = importlib.util.spec_from_file_location("rewards", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        die(f"--reward {config.reward}: {file} defines no {name}")
+    else:
+        file, name = config.reward.rsplit(":", 1)
+        if not Path(file).is_file() or name not in (found := runpy.run_path(file)):
+            die(f"--reward {config.reward}: there is no file {file}, or no function {name} in it")
+        function = found[name]
 
     def reward(ids, mask, texts, rows):
-        columns = {column: values for column, values in rows.items()
-                   if column not in ("prompts", "responses", "prompt_ids")}
-        rewards = getattr(module, name)(prompts=rows["instruction"], responses=texts, **columns)
+        columns = {c: rows[c] for c in rows.keys() - {"prompts", "responses", "prompt_ids"}}
+        rewards = function(prompts=rows["instruction"], responses=texts, **columns)
         if len(rewards) != len(texts):
             die(f"{config.reward} returned {len(rewards)} rewards for {len(texts)} responses")
         return torch.tensor(rewards, dtype=torch.float32, device=device)
@@ -366,8 +354,7 @@ def load_grpo_reward(config, tokenizer, device):
 def load_score(config, tokenizer, device):
     """A function (ids, attention_mask, texts) -> scores (B,)."""
     if config.reward == "sentiment":
-        return lambda ids, mask, texts: torch.tensor(
-            [sentiment_reward(text) for text in texts], device=device)
+        return lambda ids, mask, texts: torch.tensor(list(map(sentiment_reward, texts))).to(device)
     path = Path(config.reward, "model") if Path(config.reward).is_dir() else config.reward
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
@@ -378,13 +365,12 @@ def load_score(config, tokenizer, device):
         die(f"{config.reward} and the policy have different tokenizers: train a reward model that "
             "starts from the policy's model (lesson2_reward.py --model ...)")
     model.to(device).eval()
+    # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
+    mean, std = getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
 
     def score(ids, attention_mask, texts):
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         raw = model(ids, attention_mask=attention_mask, position_ids=position_ids).logits[:, 0]
-        # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
-        mean, std = (getattr(model.config, name, default)
-                     for name, default in (("score_mean", 0.0), ("score_std", 1.0)))
         return (raw.float() - mean) / std
 
     return score
@@ -399,6 +385,28 @@ MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 def die(message):
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def stop(*_):
+    sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+
+
+def load_exercises():
+    """{name: function} of the student's files. A stub is left out: there the lesson's own stays."""
+    found = {}
+    for file, names in BLANKS.items():
+        path = Path(__file__).with_name("exercises") / f"{file}.py"
+        try:
+            student = runpy.run_path(str(path))
+            found |= {name: student[name] for name in names.split()}
+        except Exception as error:  # whatever is wrong with the file
+            die(f"cannot load {path}: {type(error).__name__}: {error}")
+    stubs = [name for name, function in found.items()
+             if inspect.unwrap(function).__code__.co_names == ("NotImplementedError",)]
+    mine = {name: found[name] for name in found if name not in stubs}
+    print(f"Your functions: {', '.join(mine) or 'none yet'}.\n"
+          f"The lesson's, because yours are stubs: {', '.join(stubs) or 'none'}.")
+    return mine
 
 
 def read_config(arguments):
@@ -435,7 +443,8 @@ def start(config):
         datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    set_seed(config.seed)
+    torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, stop)
     accelerator = Accelerator(cpu=config.device == "cpu",
                               mixed_precision="bf16" if config.bf16 else "no")
     if config.device not in ("auto", accelerator.device.type):
@@ -491,21 +500,19 @@ class Run:
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
-            file = folder / (folder / "latest").read_text() / "state.pt"
-            saved = torch.load(file, map_location="cpu")
+            saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
             self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
         if self.is_main:  # lines from after the checkpoint go: their steps come again
-            lines = (json.dumps(row) + "\n" for row in self.rows)
-            (folder / "metrics.jsonl").write_text("".join(lines))
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
         signal.signal(signal.SIGINT, self.interrupt)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, stop)
 
     def end_step(self, step, stats):
         """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
@@ -573,7 +580,7 @@ def make_missing(folder, lesson, duration, config):
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
     if child.wait():
         sys.exit(child.returncode)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, stop)
 
 
 # ---- The loop -----------------------------------------------------------------------------------
@@ -620,16 +627,14 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
     ended = torch.isin(response, torch.tensor(ends, device=ids.device)).any(dim=1)
     ids = torch.cat([ids, response], dim=1)
     attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
+    # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
     logprobs = []
     for model in filter(None, (policy, reference)):
         logprobs.append(torch.cat([response_logprobs(
             response_output(model, ids[i], attention_mask[i], response.shape[1]).logits,
             response[i], config.temperature)
-            for i in torch.arange(len(ids)).split(config.micro_batch_size)]))
-    # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
-    logprobs = [part * mask for part in logprobs]
+            for i in torch.arange(len(ids)).split(config.micro_batch_size)]) * mask)
     texts = tokenizer.batch_decode(response, skip_special_tokens=True)
-    # A response that was cut off before its end token pays for it.
     rewards = reward(ids, attention_mask, texts, batch) - config.missing_eos_penalty * (~ended)
     advantages = group_advantages(rewards, config.group_size, config.scale)
     # Without a reference the policy stands in its place, and no KL from it is added or shown.
@@ -649,9 +654,8 @@ def grpo_loss(policy, batch, counts, config):
         ratio, up = torch.exp(logprobs - batch.logprobs), batch.advantages.unsqueeze(1) > 0
         clipped = torch.where(up, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
         parts = {"clip/fraction": clipped & (batch.advantages.unsqueeze(1) != 0),
-                 "kl/approx": kl_penalty(batch.logprobs, logprobs, "k3")}
-        if config.kl_coef:
-            parts["kl/ref"] = kl_penalty(logprobs, batch.ref_logprobs, "k3")
+                 "kl/approx": kl_penalty(batch.logprobs, logprobs, "k3"),
+                 "kl/ref": kl_penalty(logprobs, batch.ref_logprobs, "k3")}
         parts = {name: (x * batch.mask).sum() / counts["token"] for name, x in parts.items()}
         entropy = masked_entropy(output.logits[:, :-1] / config.temperature, batch.mask,
                                  counts["token"])
@@ -660,8 +664,7 @@ def grpo_loss(policy, batch, counts, config):
 
 def grpo_update(policy, optimizer, rollout, config, accelerator):
     """Several epochs of minibatches on one rollout -> stats, averaged over the minibatches."""
-    history, names = [], ["loss/grpo", "entropy/avg", "clip/fraction", "kl/approx"]
-    names += ["kl/ref"] if config.kl_coef else []
+    history, names = [], ["loss/grpo", "entropy/avg", "clip/fraction", "kl/approx", "kl/ref"]
     for _ in range(config.ppo_epochs):
         order = torch.randperm(len(rollout.ids))
         for rows in order.tensor_split(config.num_samples // config.batch_size):
@@ -682,9 +685,10 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
             optimizer.step()
             optimizer.zero_grad()
             sums = accelerator.reduce(sums, reduction="sum")
-            stats = {name: total.item() for name, total in sums.items()}
-            history.append({**stats, "grad_norm": norm.item()})
-    return {name: sum(stats[name] for stats in history) / len(history) for name in history[0]}
+            history.append({name: total.item() for name, total in sums.items()}
+                           | {"grad_norm": norm.item()})
+    shown = [name for name in history[0] if config.kl_coef or name != "kl/ref"]
+    return {name: sum(stats[name] for stats in history) / len(history) for name in shown}
 
 
 def grpo_step(policy, reference, reward, tokenizer, data, rows, optimizer, config, accelerator):
@@ -693,10 +697,10 @@ def grpo_step(policy, reference, reward, tokenizer, data, rows, optimizer, confi
     with accelerator.autocast():
         rollout = sample_groups(policy, reference, reward, tokenizer, data, rows, config)
     useful = informative_groups(rollout.rewards, config.group_size)
-    groups = rollout.rewards.view(-1, config.group_size)
-    means = {"reward/avg": rollout.rewards, "reward/std": groups.std(dim=1),
-             "group/zero_std": ~useful, "advantage/mean": rollout.advantages,
-             "response/length": rollout.mask.sum(dim=1), "response/truncated": ~rollout.ended}
+    means = {"reward/avg": rollout.rewards, "advantage/mean": rollout.advantages,
+             "reward/std": rollout.rewards.view(-1, config.group_size).std(dim=1),
+             "group/zero_std": ~useful, "response/truncated": ~rollout.ended,
+             "response/length": rollout.mask.sum(dim=1)}
     stats = {name: accelerator.gather(x.float()).mean().item() for name, x in means.items()}
     # 2. Groups without spread have advantage 0: nothing but the KL term would act on them.
     if config.drop_uninformative and 0 < stats["group/zero_std"] < 1:
@@ -707,9 +711,7 @@ def grpo_step(policy, reference, reward, tokenizer, data, rows, optimizer, confi
 
 def evaluate(policy, reward, tokenizer, data, config):
     """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
-    rows = list(range(min(300, len(data))))
-    n = 2 * config.pass_k
-    results = []
+    rows, n, results = range(min(300, len(data))), 2 * config.pass_k, []
     torch.manual_seed(config.seed)
     for temperature, copies in ((0.0, 1), (config.temperature, n)):
         batch = data[[row for row in rows for _ in range(copies)]]
@@ -756,15 +758,15 @@ def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, con
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
+    globals().update(load_exercises() if config.exercise else {})
     if not config.temperature:
         die("--temperature must be above 0: the policy has to try different answers")
     if config.group_size < 2:
         die("--group_size must be at least 2: a response is compared with others of its group")
-    if config.num_samples % (config.group_size * accelerator.num_processes):
-        die(f"--num_samples {config.num_samples} is not a number of whole groups of --group_size "
-            f"{config.group_size} for each of {accelerator.num_processes} processes")
-    if config.num_samples % config.batch_size:
-        die(f"--batch_size {config.batch_size} must divide --num_samples {config.num_samples}")
+    a_group_each = config.group_size * accelerator.num_processes
+    if config.num_samples % a_group_each or config.num_samples % config.batch_size:
+        die(f"--num_samples {config.num_samples} must be a multiple of --batch_size, and of "
+            f"{a_group_each}: --group_size {config.group_size} times the number of processes")
     source = Path(config.reward.rsplit(":", 1)[0] if ".py:" in config.reward else config.reward)
     if not (config.model or config.reward in ("sum", "sentiment") or source.exists()
             or source == run_folder(config, "reward")):
@@ -796,12 +798,8 @@ def main():
                   f"{way:.0%} of the way to the first model's pass@{config.pass_k}.")
             if way >= 0.5:
                 print("GRPO mostly made reliable what it could already do in one of several tries.")
-        print("Next: python lesson4_grpo.py --reward sentiment, to compare with "
-              "lesson3_ppo.py --reward sentiment")
+        print("Next: python lesson4_grpo.py --reward sentiment, and lesson3_ppo.py with the same")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+    main()

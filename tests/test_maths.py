@@ -294,7 +294,7 @@ def test_expected_gradient_of_the_kl_estimates(lesson3):
 
 
 def test_unknown_kl_estimator_is_refused(lesson3):
-    with pytest.raises(ValueError, match="k4"):
+    with pytest.raises(KeyError, match="k4"):
         lesson3.kl_penalty(torch.zeros(1), torch.zeros(1), "k4")
 
 
