@@ -1,0 +1,270 @@
+"""What a check is, how two outcomes are compared, and how a known mistake is recognised.
+
+A blank (one function of an exercise) is data: cases, known mistakes, and right but unusual versions.
+The student's function and the answer are performed on the same cases. Where the outcomes differ, the
+known mistakes are performed as well, and a hint is given if exactly one of them does what the
+student's function does on every case, and differs from the answer on two cases or more."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from .client import Worker
+from perform import perform
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CASE_SECONDS = 10
+
+
+@dataclass
+class Case:
+    """Inputs of one call, by name and in the order of the signature."""
+
+    note: str  # what is special about it, in a few words
+    inputs: dict
+    grad: tuple = ()  # the names of the inputs by which the first output is differentiated
+    expect: Any = None  # the output worked out by hand, where there is one
+
+
+@dataclass
+class Mistake:
+    name: str
+    question: str  # the hint
+    function: Callable
+
+
+@dataclass
+class Blank:
+    """One function to fill in, and everything that checks it."""
+
+    file: str
+    name: str
+    cases: Callable  # seed -> [Case], the smallest first
+    slow: Callable  # the same by the definition: plain loops over Python numbers, in float64
+    mistakes: list
+    right: dict  # name -> a right but unusual version
+    formula: str  # the second hint
+    place: str  # the third one
+    rtol: float = 1e-4
+    atol: float = 1e-5
+
+    def __str__(self):
+        return f"{self.file}.{self.name}"
+
+
+@dataclass
+class Difference:
+    what: str  # the property that broke
+    index: tuple = ()
+    yours: str = ""
+    expected: str = ""
+
+
+@dataclass
+class Result:
+    """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing."""
+
+    blank: Blank
+    status: str
+    right: list = field(default_factory=list)  # notes of the cases that agree
+    total: int = 0
+    case: Case = None
+    difference: Difference = None
+    message: str = ""
+    mistake: Mistake = None
+
+
+# ---- Comparing ----------------------------------------------------------------------------------
+
+
+def kind(value):
+    return "tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def compare(yours, expected, rtol, atol, where="the result"):
+    """-> None, or the first Difference between two values."""
+    if kind(yours) != kind(expected):
+        return Difference(f"{where} should be a {kind(expected)}", (), show(yours), show(expected))
+    if isinstance(expected, dict):
+        if list(yours) != list(expected):
+            return Difference(f"{where} should have the keys {list(expected)}", (), show(list(yours)))
+        parts = [(f'{where}["{key}"]', yours[key], expected[key]) for key in expected]
+    elif isinstance(expected, tuple):
+        if len(yours) != len(expected):
+            return Difference(f"{where} should have {len(expected)} parts", (), show(yours))
+        parts = [(f"{where}, part {i}", *pair) for i, pair in enumerate(zip(yours, expected))]
+    elif isinstance(expected, torch.Tensor):
+        return compare_tensors(yours, expected, rtol, atol, where)
+    elif isinstance(expected, float):
+        close = yours == expected or abs(yours - expected) <= atol + rtol * abs(expected)
+        return None if close else Difference(f"{where} has the wrong value", (), yours, expected)
+    else:
+        return None if yours == expected else Difference(
+            f"{where} is not the expected one", (), show(yours), show(expected))
+    found = (compare(a, b, rtol, atol, name) for name, a, b in parts)
+    return next((difference for difference in found if difference), None)
+
+
+def compare_tensors(yours, expected, rtol, atol, where):
+    if yours.shape != expected.shape:
+        return Difference(f"{where} has the wrong shape", (), tuple(yours.shape),
+                          tuple(expected.shape))
+    if yours.dtype != expected.dtype:
+        return Difference(f"{where} has the wrong dtype", (), yours.dtype, expected.dtype)
+    a, b = yours.double(), expected.double()
+    wrong = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+    if not wrong.any():
+        return None
+    index = tuple(wrong.nonzero()[0].tolist())
+    problem = "has the wrong values" if a.isfinite().all() or not b.isfinite().all() else (
+        "is not finite")
+    return Difference(f"{where} {problem}", index, show(yours), show(expected))
+
+
+def differ(yours, expected, case, blank):
+    """-> None, or how the outcome of a case differs from the expected one."""
+    if yours["status"] != expected["status"] or yours.get("type") != expected.get("type"):
+        wanted = f"a {expected['type']}" if expected["status"] == "raised" else "a result"
+        got = yours.get("message") or "it returned " + show(yours.get("output"))
+        lines = "".join("\n    " + line for line in yours.get("lines", []))
+        return Difference(f"it should give {wanted}", (), got + lines)
+    if expected["status"] == "raised":
+        return None
+    difference = compare(yours["output"], expected["output"], blank.rtol, blank.atol)
+    if difference:
+        return difference
+    if expected["has_graph"] and not yours["has_graph"]:
+        return Difference("no gradient flows through the result")
+    if yours["has_graph"] and not expected["has_graph"]:
+        return Difference("the result still carries a graph (requires_grad), and should not")
+    if plain(list(yours["inputs"].values())) != plain(list(expected["inputs"].values())):
+        return Difference("it changed its inputs: work on copies")
+    for name in case.grad:
+        a, b = yours["grads"].get(name), expected["grads"].get(name)
+        nothing = torch.zeros_like(case.inputs[name])  # no gradient is the gradient 0
+        found = compare(nothing if a is None else a, nothing if b is None else b, blank.rtol,
+                        blank.atol, f"the gradient with respect to {name}")
+        if found:
+            return found
+    return None
+
+
+def plain(value):
+    """Something that == compares."""
+    if isinstance(value, torch.Tensor):
+        return [str(value.dtype), list(value.shape), value.detach().double().flatten().tolist()]
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def show(value):
+    """A value as the report prints it."""
+    if isinstance(value, torch.Tensor) and value.numel() > 40:
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, torch.Tensor):
+        return str(value.detach()).replace("\n\n", "\n").replace("\n", "\n" + " " * 15)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {show(item)}" for key, item in value.items()) + "}"
+    return repr(value)
+
+
+# ---- Judging ------------------------------------------------------------------------------------
+
+
+def load_answers(file):
+    """The module answers/<file>.py."""
+    path = ROOT / "answers" / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(f"answers_{file}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def performed(function, cases):
+    return [perform(function, case.inputs, case.grad) for case in cases]
+
+
+def find_mistake(blank, cases, outcomes, expected):
+    """The one known mistake that does on every case what the student's function did."""
+    found = []
+    for mistake in blank.mistakes:
+        theirs = performed(mistake.function, cases)
+        telling = sum(bool(differ(*three, blank)) for three in zip(theirs, expected, cases))
+        if telling >= 2 and not any(
+                differ(*three, blank) for three in zip(outcomes, theirs, cases)):
+            found.append(mistake)
+    return found[0] if len(found) == 1 else None
+
+
+def judge(blank, ask, seed=0):
+    """The Result of one function. `ask(request)` performs a case in another process."""
+    cases = blank.cases(seed)
+    outcomes, stopped = [], None
+    for case in cases:
+        outcome = ask({"file": blank.file, "function": blank.name, "inputs": case.inputs,
+                       "grad": list(case.grad)})
+        if outcome["status"] == "not_started" and not outcomes:
+            return Result(blank, "todo", total=len(cases))
+        if outcome["status"] not in ("returned", "raised"):
+            stopped = outcome
+            break
+        outcomes.append(outcome)
+    expected = performed(getattr(load_answers(blank.file), blank.name), cases)
+    differences = [differ(*three, blank) for three in zip(outcomes, expected, cases)]
+    right = [case.note for case, difference in zip(cases, differences) if not difference]
+    wrong = next((i for i, difference in enumerate(differences) if difference), None)
+    if wrong is None and stopped:
+        status = stopped["status"] if stopped["status"] in ("timeout", "missing") else "crashed"
+        message = stopped.get("message", "")
+        if stopped["status"] == "blocked":
+            message = f"it calls {message}, which is still a stub: fill that in first"
+        if stopped["status"] == "not_started":
+            message = "it raised NotImplementedError"
+        return Result(blank, status, right, len(cases), cases[len(outcomes)], message=message)
+    if wrong is None:
+        return Result(blank, "passed", right, len(cases))
+    mistake = None
+    if not stopped:
+        mistake = find_mistake(blank, cases, outcomes, expected)
+    return Result(blank, "wrong", right, len(cases), cases[wrong], differences[wrong],
+                  mistake=mistake)
+
+
+def judge_in_worker(blank, worker, seed=0):
+    return judge(blank, lambda request: worker.ask(request, CASE_SECONDS), seed)
+
+
+# ---- Reporting ----------------------------------------------------------------------------------
+
+
+def report(result, hint=1):
+    """What the student reads. hint: 1 a question, 2 the formula as well, 3 the place as well."""
+    blank, difference = result.blank, result.difference
+    lines = [f"{blank}: {difference.what if difference else result.message}"]
+    if result.case:
+        lines.append(f"  case         {result.case.note}")
+        lines += [f"  {name:<12} {show(value)}" for name, value in result.case.inputs.items()]
+    if difference and difference.yours != "":
+        lines.append(f"  yours        {difference.yours}")
+    if difference and difference.expected != "":
+        lines.append(f"  expected     {difference.expected}")
+    if difference and difference.index:
+        lines.append(f"  first difference at index {list(difference.index)}")
+    if result.total:
+        lines.append(f"  right so far: {len(result.right)} of {result.total} cases"
+                     + (f" ({'; '.join(result.right)})" if result.right else ""))
+    if result.mistake:
+        lines.append(f"  hint: {result.mistake.question}")
+    elif difference or result.status == "timeout":
+        lines.append("  hint: compare the smallest case with the example in the docstring, by hand.")
+    if hint >= 2:
+        lines.append(f"  formula: {blank.formula}")
+    if hint >= 3:
+        lines.append(f"  place: {blank.place}")
+    more = "" if hint >= 3 else f"   (more help: --hint {hint + 1})"
+    lines.append(f"  again: pytest -k {blank.name}{more}")
+    return "\n".join(lines)

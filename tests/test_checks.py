@@ -1,0 +1,154 @@
+"""The checks of the exercises are checked: answers agree with slow loops and with numbers worked by
+hand, every known mistake is caught and named, and right but unusual versions pass."""
+
+import doctest
+import inspect
+
+import pytest
+import torch
+from checks import BLANKS
+from checks.core import (Difference, compare, differ, find_mistake, judge, load_answers, performed,
+                         report)
+from perform import perform
+
+SEEDS = (0, 1, 2)
+each_blank = pytest.mark.parametrize("blank", BLANKS, ids=str)
+each_mistake = pytest.mark.parametrize(
+    "blank, mistake", [(blank, mistake) for blank in BLANKS for mistake in blank.mistakes],
+    ids=lambda x: str(x) if hasattr(x, "file") else x.name)
+each_right = pytest.mark.parametrize(
+    "blank, name", [(blank, name) for blank in BLANKS for name in blank.right], ids=str)
+
+
+def answer(blank):
+    return getattr(load_answers(blank.file), blank.name)
+
+
+def judge_here(blank, function, seed=0):
+    """The Result of a function, without a worker."""
+    return judge(blank, lambda request: perform(function, request["inputs"], request["grad"]), seed)
+
+
+@each_blank
+def test_the_answer_agrees_with_the_slow_loop(blank):
+    for seed in SEEDS:
+        for case in blank.cases(seed):
+            got = perform(answer(blank), case.inputs, ())
+            slow = perform(blank.slow, case.inputs, ())
+            if slow["status"] == "raised":
+                assert got["status"] == "raised" and got["type"] == slow["type"], case.note
+            else:
+                found = compare(got["output"], slow["output"], 1e-4, 1e-5)
+                assert not found, (case.note, found)
+
+
+@each_blank
+def test_the_answer_gives_the_numbers_worked_by_hand(blank):
+    cases = [case for case in blank.cases(0) if case.expect is not None]
+    assert cases, "no case with an expectation worked by hand"
+    for case in cases:
+        found = compare(answer(blank)(*case.inputs.values()), case.expect, 1e-5, 1e-6)
+        assert not found, (case.note, found)
+
+
+@each_blank
+def test_gradients_of_the_answer_agree_with_finite_differences_of_the_slow_loop(blank):
+    """In float64, one entry at a time. The slow loop must work on the numbers that it is given."""
+    for case in blank.cases(0):
+        got = perform(answer(blank), case.inputs, case.grad)
+        if not got.get("has_graph"):
+            continue
+        first = got["output"][0] if isinstance(got["output"], tuple) else got["output"]
+        weights = torch.linspace(1, 2, first.numel()).view(first.shape).double()
+
+        def value(inputs):
+            output = blank.slow(*inputs.values())
+            output = output[0] if isinstance(output, tuple) else output
+            return float((output.double() * weights).sum())
+
+        for name in case.grad:
+            gradient = got["grads"][name]
+            x = case.inputs[name].double()
+            step, numbers = 1e-3, torch.zeros_like(x).flatten()
+            for i in range(x.numel()):
+                up, down = x.flatten().clone(), x.flatten().clone()
+                up[i] += step
+                down[i] -= step
+                numbers[i] = (value({**case.inputs, name: up.view(x.shape)})
+                              - value({**case.inputs, name: down.view(x.shape)})) / (2 * step)
+            gradient = torch.zeros_like(x) if gradient is None else gradient.double()
+            found = compare(gradient.flatten(), numbers, 1e-2, 2e-3)
+            assert not found, (case.note, name, found)
+
+
+@each_blank
+def test_the_answer_passes_and_leaves_its_inputs_alone(blank):
+    for seed in SEEDS:
+        result = judge_here(blank, answer(blank), seed)
+        assert result.status == "passed", report(result)
+        for case in blank.cases(seed):
+            outcome = perform(answer(blank), case.inputs, case.grad)
+            for name, value in outcome.get("inputs", {}).items():
+                assert not compare(value, case.inputs[name], 0, 0), (case.note, name)
+
+
+@each_blank
+def test_a_blank_has_two_mistakes_and_an_unusual_right_version(blank):
+    assert len(blank.mistakes) >= 2 and blank.right
+    assert len({mistake.name for mistake in blank.mistakes}) == len(blank.mistakes)
+    assert len({case.note for case in blank.cases(0)}) == len(blank.cases(0))
+
+
+@each_mistake
+def test_a_known_mistake_is_caught_and_named(blank, mistake):
+    for seed in SEEDS:
+        result = judge_here(blank, mistake.function, seed)
+        assert result.status == "wrong"
+        assert result.mistake is mistake, (result.mistake, result.difference)
+        assert mistake.question in report(result)
+
+
+@each_right
+def test_a_right_but_unusual_version_passes(blank, name):
+    for seed in SEEDS:
+        result = judge_here(blank, blank.right[name], seed)
+        assert result.status == "passed", report(result)
+
+
+@each_blank
+def test_an_unknown_mistake_gets_no_hint_of_a_known_one(blank):
+    """A known mistake that is a little off in other ways is none of the known ones."""
+    def off(function):
+        def wrong(*inputs):
+            output = function(*inputs)
+            first = output[0] if isinstance(output, tuple) else output
+            changed = {str: lambda x: x + "!", list: lambda x: x + [0], bool: lambda x: not x,
+                       dict: lambda x: {**x, "more": 0}, float: lambda x: x + 0.37}.get(
+                type(first), lambda x: x + 1 if x.dtype == torch.long else (
+                    ~x if x.dtype == torch.bool else x + 0.37))(first)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return wrong
+
+    result = judge_here(blank, off(answer(blank)))
+    assert result.status == "wrong" and result.mistake is None
+    assert report(result).count("hint:") == 1
+
+
+@each_blank
+def test_the_worked_example_in_the_docstring_is_right(blank):
+    module = load_answers(blank.file)
+    examples = doctest.DocTestFinder().find(getattr(module, blank.name), globs=vars(module))
+    assert sum(len(example.examples) for example in examples) >= 1
+    failures = []
+    runner = doctest.DocTestRunner(verbose=False)
+    for example in examples:
+        runner.run(example, out=failures.append)
+    assert not failures, "".join(failures)
+
+
+@each_blank
+def test_a_docstring_teaches(blank):
+    text = inspect.getdoc(answer(blank))
+    for part in "Shapes", "Formula", "Example", "Ask yourself", "Check it":
+        assert f"\n{part}" in text, part
+    assert f"pytest -k {blank.name}" in text

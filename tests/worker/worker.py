@@ -1,0 +1,72 @@
+"""The process that runs a student's code, and judges nothing: python worker.py FOLDER
+
+Requests come in on standard input and answers go out on what was standard output when it began;
+what the student's code prints is thrown away. One request, one answer:
+    {"file", "function", "inputs", "grad"}     -> what perform.py notes
+    {"file", "run"}                            -> what a training run with the functions records
+A file is loaded when it is first asked for."""
+
+import os
+import sys
+import traceback
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import importlib.util  # noqa: E402
+
+import torch  # noqa: E402
+
+from channel import pack, receive  # noqa: E402
+from perform import perform  # noqa: E402
+
+
+def load(folder, name):
+    path = os.path.join(folder, f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def answer(request, folder, modules):
+    name = request["file"]
+    if not os.path.isfile(os.path.join(folder, f"{name}.py")):
+        return {"status": "missing", "message": f"there is no {name}.py"}
+    try:
+        if name not in modules:
+            modules[name] = load(folder, name)
+    except Exception as error:
+        text = "".join(traceback.format_exception_only(error)).strip()
+        return {"status": "not_loaded", "message": text[-2000:]}
+    if "run" in request:
+        from runs import train
+        return train(modules[name], request["run"])
+    function = getattr(modules[name], request["function"], None)
+    if not callable(function):
+        return {"status": "missing", "message": f"{name}.py has no {request['function']}"}
+    return perform(function, request["inputs"], request["grad"])
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    modules = {}
+    answers.write(pack({"status": "ready"}))
+    answers.flush()
+    while (request := receive(requests)) is not None:
+        try:
+            message = pack(answer(request, folder, modules))
+        except Exception as error:  # such as an output that is too odd to be sent
+            message = pack({"status": "raised", "type": type(error).__name__, "lines": [],
+                            "message": f"{type(error).__name__}: {error}"[:2000]})
+        answers.write(message)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
