@@ -19,6 +19,9 @@ How to run it
 
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
 metrics.jsonl (a line a step), TensorBoard logs and samples.md. Lesson 2 starts from runs/sft.
+
+Then close this file and write the maths yourself, in exercises/ex1_sft.py: "pytest -k ex1" checks
+it, and "python lesson1_sft.py --exercise" trains with it.
 """
 
 import inspect

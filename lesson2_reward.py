@@ -18,6 +18,9 @@ How to run it
     python lesson2_reward.py --model gpt2 --data pairs.jsonl
 
 It writes runs/reward; lesson 3 uses it.
+
+Then close this file and write the maths yourself, in exercises/ex2_reward.py: "pytest -k ex2"
+checks it, and "python lesson2_reward.py --exercise" trains with it.
 """
 
 import inspect

@@ -23,6 +23,9 @@ How to run it
 
 It writes runs/grpo. In the first step the loss is 0 and its gradient is not: each group's
 advantages add up to 0. Watch the reward instead.
+
+Then close this file and write the maths yourself, in exercises/ex4_grpo.py: "pytest -k ex4" checks
+it, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
 import copy

@@ -1,4 +1,5 @@
-"""The four lessons as modules, and tiny models that look like the hub's."""
+"""The four lessons as modules, tiny models that look like the hub's, and the exercises: their
+processes, options, and the board at the end."""
 
 import importlib.util
 import os
@@ -93,3 +94,75 @@ def gpt2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def qwen3(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("qwen3"), "qwen3")
+
+
+# ---- The exercises ------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("exercises")
+    group.addoption("--hint", type=int, choices=[1, 2, 3], default=1,
+                    help="how much a failed exercise says: 1 a question, 2 the formula too, 3 the place too")
+    group.addoption("--exercises", default=str(ROOT / "exercises"),
+                    help="the folder with ex1_sft.py and so on (default: exercises/)")
+
+
+def start_worker(folder):
+    from checks.client import Worker
+
+    worker = Worker(folder)
+    worker.start()
+    return worker
+
+
+@pytest.fixture(scope="session")
+def exercises_worker(request):
+    worker = start_worker(request.config.getoption("exercises"))
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture(scope="session")
+def answers_worker():
+    worker = start_worker(ROOT / "answers")
+    yield worker
+    worker.stop()
+
+
+def pytest_report_teststatus(report):
+    """An exercise that is not started is "todo", not skipped."""
+    if report.skipped and ("exercise", "todo") in report.user_properties:
+        return "todo", "t", "TODO"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The board: a line a file, a mark a function, and what to do next."""
+    from checks import FILES
+
+    found = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            status = dict(getattr(report, "user_properties", ())).get("exercise")
+            if status and report.when == "call":
+                file, name = report.nodeid.split("[")[1].rstrip("]").split(".")
+                found.setdefault(file, {})[name] = status
+    if not found:
+        return
+    terminalreporter.section("exercises: + done, x wrong, . todo")
+    statuses = []
+    for file in filter(found.get, FILES):
+        marks = {"passed": "+", "todo": "."}
+        text = "  ".join(f"{marks.get(status, 'x')} {name}" for name, status in found[file].items())
+        terminalreporter.write_line(f"{file:<11} {text}")
+        statuses += [(file, name, status) for name, status in found[file].items()]
+    done = sum(status == "passed" for *_, status in statuses)
+    terminalreporter.write_line(f"{done} of {len(statuses)} done.")
+    wrong = [(file, name) for file, name, status in statuses if status not in ("passed", "todo")]
+    todo = [(file, name) for file, name, status in statuses
+            if status == "todo" and name != "training_run"]
+    for verb, places in ("mend", wrong), ("fill in", todo):
+        if places:
+            file, name = places[0]
+            terminalreporter.write_line(
+                f"Next: {verb} {name} in exercises/{file}.py, then pytest -k {name}")
+            break

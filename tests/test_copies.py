@@ -5,6 +5,7 @@ import ast
 
 import pytest
 from conftest import ROOT
+from make_exercises import functions as top_level, is_stub, make_stubs
 
 LESSONS = sorted(ROOT.glob("lesson[1-4]_*.py"))
 OWN = {"Config", "BLANKS", "Rollout", "main"}  # each lesson has its own
@@ -40,6 +41,12 @@ def functions(path):
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     firsts = [min([node.lineno] + [d.lineno for d in node.decorator_list]) for node in nodes]
     return [(node.name, first, node.end_lineno - first + 1) for node, first in zip(nodes, firsts)]
+
+
+def code(node):
+    """What a function does: its tree without the docstring."""
+    return ast.dump(node.args), [ast.dump(x) for x in node.decorator_list], [
+        ast.dump(statement) for statement in node.body[ast.get_docstring(node) is not None:]]
 
 
 def test_there_are_four_lessons():
@@ -114,3 +121,43 @@ def test_every_flag_has_a_help_text_that_argparse_can_print(number, request):
         text = field.metadata.get("help")
         assert text and text.strip(), f"{field.name} has no help text"
         assert "%" not in text, f"a % in the help of {field.name} breaks --help"
+
+
+EXERCISES = ["ex1_sft", "ex2_reward", "ex3_ppo", "ex4_grpo"]
+each_exercise = pytest.mark.parametrize("number, name", list(enumerate(EXERCISES, start=1)))
+
+
+@each_exercise
+def test_the_answers_are_the_lessons_functions(number, name):
+    answers = top_level((ROOT / "answers" / f"{name}.py").read_text(encoding="utf-8"))
+    lesson = top_level(LESSONS[number - 1].read_text(encoding="utf-8"))
+    assert {key: code(node) for key, node in answers.items()} == {
+        key: code(lesson[key]) for key in answers}
+    assert list(answers) == [key for key in lesson if key in answers], "the lesson's order"
+
+
+@each_exercise
+def test_the_lesson_takes_all_blanks_with_exercise(number, name, request):
+    blanks = request.getfixturevalue(f"lesson{number}").BLANKS
+    answers = top_level((ROOT / "answers" / f"{name}.py").read_text(encoding="utf-8"))
+    assert sorted(blanks[name].split()) == sorted(answers)
+
+
+@each_exercise
+def test_stubs_are_made_from_the_answers(number, name, tmp_path):
+    """Stubs that a student has filled in are no longer compared, the others are."""
+    made = top_level(make_stubs((ROOT / "answers" / f"{name}.py").read_text("utf-8"), name))
+    text = (ROOT / "exercises" / f"{name}.py").read_text("utf-8")
+    for key, node in top_level(text).items():
+        if is_stub(node):
+            assert ast.dump(node) == ast.dump(made[key]), f"{key}: python tests/make_exercises.py"
+
+
+@each_exercise
+def test_exercises_import_only_torch_and_the_standard_library(number, name):
+    for folder in "exercises", "answers":
+        tree = ast.parse((ROOT / folder / f"{name}.py").read_text("utf-8"))
+        imports = {alias.name.split(".")[0] for node in ast.walk(tree)
+                   if isinstance(node, ast.Import) for alias in node.names}
+        assert imports <= {"torch", "math", "re"}
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]

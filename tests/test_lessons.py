@@ -26,6 +26,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from make_exercises import make_stubs
+
 CPU = ["--device=cpu"]
 REPO = Path(__file__).resolve().parent.parent
 LESSONS = {1: "lesson1_sft.py", 2: "lesson2_reward.py", 3: "lesson3_ppo.py", 4: "lesson4_grpo.py"}
@@ -721,6 +723,55 @@ def test_score_prints_a_number(chain):
         for text in ("A lovely film.", "A lovely film.", "这部电影很糟糕。"))
     numbers = [float(re.search(r"[+-]\d+\.\d+", out)[0]) for out in (good, same, bad)]
     assert numbers[0] == numbers[1] != numbers[2]
+
+
+# ---- The student's functions --------------------------------------------------------------------
+
+
+def course(folder, number, body):
+    """A copy of the lesson beside exercises/ with all stubs but one, which gets this body."""
+    file, name, code = body
+    (folder / "exercises").mkdir()
+    shutil.copy(REPO / LESSONS[number], folder)
+    for answers in (REPO / "answers").glob("ex*.py"):
+        text = make_stubs(answers.read_text("utf-8"), answers.stem)
+        text = text.replace(f'raise NotImplementedError("{file}.{name}")', code)
+        (folder / "exercises" / answers.name).write_text(text, encoding="utf-8")
+    return folder / LESSONS[number]
+
+
+@pytest.mark.parametrize("number, file, name, code, metric, value", [
+    (1, "ex1_sft", "sft_loss", "return 0 * logits.sum() + 4", "loss/train", 4),
+    (2, "ex2_reward", "pairwise_loss", "return 0 * chosen.sum() + 3", "loss/pairwise", 3),
+    (3, "ex3_ppo", "masked_entropy", "return logits.sum() * 0 + 0.5", "entropy/avg", 0.5),
+    (4, "ex3_ppo", "masked_entropy", "return logits.sum() * 0 + 0.5", "entropy/avg", 0.5),
+    (4, "ex4_grpo", "sum_reward", "return 0.25", "reward/avg", 0.25)])
+def test_exercise_trains_with_the_students_functions(
+        chain, tmp_path, number, file, name, code, metric, value):
+    lesson = course(tmp_path, number, (file, name, code))
+    run_name = f"--run_name=mine_{number}_{name}"
+    done = finish(start(chain.folder, [lesson, *flags(SMALL[number]), "--exercise", run_name]))
+    assert done.code == 0, done.err
+    assert f"Your functions: {name}.\n" in done.out
+    rows = metrics(chain.runs / f"mine_{number}_{name}")
+    assert [row[metric] for row in rows] == pytest.approx([value] * len(rows))
+
+
+def test_exercise_leaves_the_base_model_to_the_lesson(chain, tmp_path):
+    """runs/base, which was made without --exercise, is taken as it is."""
+    before = weights(chain.runs / "base")
+    lesson = course(tmp_path, 1, ("ex1_sft", "sft_loss", "return 0 * logits.sum() + 4"))
+    done = finish(start(chain.folder, [lesson, *flags(SMALL[1]), "--exercise", "--run_name=mine_base"]))
+    assert done.code == 0, done.err
+    assert weights(chain.runs / "base") == before
+    assert not (chain.runs / "base-1").exists()
+
+
+def test_exercise_with_a_file_that_does_not_load_is_one_line(tmp_path):
+    lesson = course(tmp_path, 3, ("ex3_ppo", "kl_penalty", "return ("))
+    done = finish(start(tmp_path, [lesson, "--exercise", "--device=cpu"]))
+    assert_one_line(done, "ex3_ppo.py", "SyntaxError")
+    assert not (tmp_path / "runs").exists()
 
 
 # ---- Models and data of one's own ---------------------------------------------------------------

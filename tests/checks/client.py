@@ -44,25 +44,34 @@ class Worker:
             answers.put({"status": "tampered", "message": str(error)})
         answers.put(None)
 
-    def ask(self, request, seconds):
-        """The worker's answer, or {"status": "timeout"} or {"status": "crashed"}."""
+    def send(self, request):
+        """Ask without waiting for the answer. (Two workers can then think side by side.)"""
         self.start()
+        try:
+            self.process.stdin.write(pack(request))
+            self.process.stdin.flush()
+        except OSError:
+            pass  # it has ended: `wait` will say so
+
+    def wait(self, seconds):
+        """The answer to `send`, or {"status": "timeout"}, "crashed" or "tampered"."""
         try:
             if not self.is_ready:
                 self.is_ready = self.answers.get(timeout=START_SECONDS) == {"status": "ready"}
-            self.process.stdin.write(pack(request))
-            self.process.stdin.flush()
-            answer = self.answers.get(timeout=seconds)
+            answer = self.answers.get(timeout=seconds) if self.is_ready else None
         except queue.Empty:
-            answer = {"status": "timeout", "message": f"no answer within {seconds} seconds"}
-        except OSError:
-            answer = None
+            answer = {"status": "timeout", "message": f"no answer within {seconds} seconds: does "
+                      "it loop for ever?"}
         if answer is None:
             code = self.process.wait()
             answer = {"status": "crashed", "message": f"the process ended with exit code {code}"}
         if answer["status"] in ("timeout", "crashed", "tampered"):
             self.stop()
         return answer
+
+    def ask(self, request, seconds):
+        self.send(request)
+        return self.wait(seconds)
 
     def stop(self):
         """End the process and whatever it has started."""

@@ -16,7 +16,7 @@ from .client import Worker
 from perform import perform
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CASE_SECONDS = 10
+CASE_SECONDS, RUN_SECONDS = 5, 60
 
 
 @dataclass
@@ -238,12 +238,53 @@ def judge_in_worker(blank, worker, seed=0):
     return judge(blank, lambda request: worker.ask(request, CASE_SECONDS), seed)
 
 
+# ---- Training runs ------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A short training run of a tiny GPT-2 with the functions of one file."""
+
+    file: str
+    name: str = "training_run"
+    rtol: float = 1e-3
+    atol: float = 1e-4
+
+    def __str__(self):
+        return f"{self.file}.{self.name}"
+
+
+def judge_run(run, worker, answers):
+    """Train with the student's functions and with the answers, each in its process, side by side:
+    what both record has to agree step by step."""
+    request = {"file": run.file, "run": run.file}
+    worker.send(request)
+    answers.send(request)
+    yours, expected = worker.wait(RUN_SECONDS), answers.wait(RUN_SECONDS)
+    if yours["status"] in ("not_started", "blocked"):
+        return Result(run, "todo", message=f"{yours.get('message')} is still a stub")
+    if yours["status"] in ("timeout", "missing"):
+        return Result(run, yours["status"], message=yours["message"])
+    for number, (mine, theirs) in enumerate(zip(yours.get("steps", []), expected["steps"]), 1):
+        for quantity in theirs:
+            found = compare(mine.get(quantity), theirs[quantity], run.rtol, run.atol, quantity)
+            if found:
+                found.what = f"in step {number} of a training run, {found.what}"
+                return Result(run, "wrong", difference=found)
+    if yours["status"] != "returned":
+        message = "\n    ".join(["the training run stopped: " + yours["message"],
+                                 *yours.get("lines", [])])
+        return Result(run, "crashed", message=message)
+    return Result(run, "passed")
+
+
 # ---- Reporting ----------------------------------------------------------------------------------
 
 
 def report(result, hint=1):
     """What the student reads. hint: 1 a question, 2 the formula as well, 3 the place as well."""
     blank, difference = result.blank, result.difference
+    is_run = isinstance(blank, Run)
     lines = [f"{blank}: {difference.what if difference else result.message}"]
     if result.case:
         lines.append(f"  case         {result.case.note}")
@@ -259,12 +300,15 @@ def report(result, hint=1):
                      + (f" ({'; '.join(result.right)})" if result.right else ""))
     if result.mistake:
         lines.append(f"  hint: {result.mistake.question}")
-    elif difference or result.status == "timeout":
-        lines.append("  hint: compare the smallest case with the example in the docstring, by hand.")
-    if hint >= 2:
+    elif is_run:
+        lines.append(f"  hint: do the single functions pass? See pytest -k {blank.file}")
+    elif difference:
+        lines.append("  hint: work the case through by hand, as the docstring's example does.")
+    if hint >= 2 and not is_run:
         lines.append(f"  formula: {blank.formula}")
-    if hint >= 3:
+    if hint >= 3 and not is_run:
         lines.append(f"  place: {blank.place}")
-    more = "" if hint >= 3 else f"   (more help: --hint {hint + 1})"
-    lines.append(f"  again: pytest -k {blank.name}{more}")
+    more = "" if hint >= 3 or is_run else f"   (more help: --hint {hint + 1})"
+    command = f'"{blank.file} and {blank.name}"' if is_run else blank.name
+    lines.append(f"  again: pytest -k {command}{more}")
     return "\n".join(lines)

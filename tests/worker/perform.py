@@ -2,7 +2,7 @@
 for a student's function (in the worker process) and for answers and known mistakes."""
 
 import inspect
-import traceback
+import linecache
 
 import torch
 
@@ -21,10 +21,27 @@ def tensors(output):
     return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
+def failure(error, file, code=None):
+    """What is noted of an exception in a student's file. `code` is the function's that was called:
+    a NotImplementedError of its own means that it is a stub; another one's, that it calls a stub."""
+    frames, last = [], error.__traceback__
+    while last:
+        frames.append((last.tb_frame.f_code, last.tb_lineno))
+        last = last.tb_next
+    where = frames[-1][0]
+    if isinstance(error, NotImplementedError) and where.co_filename == file:
+        return {"status": "not_started"} if where is code else {
+            "status": "blocked", "message": where.co_name}
+    lines = [f"line {number}: {linecache.getline(file, number).strip()}"
+             for frame, number in frames if frame.co_filename == file]
+    return {"status": "raised", "type": type(error).__name__, "lines": lines[-5:],
+            "message": f"{type(error).__name__}: {error}"[:2000]}
+
+
 def perform(function, inputs, grad):
     """Call function(*inputs.values()), and differentiate by the inputs named in `grad`. -> a
     dictionary with `status`: "returned" (with the output, gradients, the inputs as they are
-    afterwards), "raised", or "not_started" (a stub's own NotImplementedError).
+    afterwards), or what failure() says.
 
     An output that is no scalar is differentiated with fixed weights from 1 to 2."""
     torch.set_grad_enabled(True)
@@ -43,17 +60,5 @@ def perform(function, inputs, grad):
         return {"status": "returned", "output": output, "has_graph": has_graph, "grads": grads,
                 "inputs": inputs}
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:]
         code = getattr(inspect.unwrap(function), "__code__", None)
-        last = error.__traceback__
-        while last.tb_next:
-            last = last.tb_next
-        if isinstance(error, NotImplementedError) and last.tb_frame.f_code is code:
-            return {"status": "not_started"}
-        if isinstance(error, NotImplementedError) and last.tb_frame.f_code.co_filename == getattr(
-                code, "co_filename", None):
-            return {"status": "blocked", "message": last.tb_frame.f_code.co_name}
-        lines = [f"{frame.filename}, line {frame.lineno}: {frame.line}" for frame in frames
-                 if frame.filename == getattr(code, "co_filename", None)]
-        return {"status": "raised", "type": type(error).__name__,
-                "message": f"{type(error).__name__}: {error}"[:2000], "lines": lines[-5:]}
+        return failure(error, getattr(code, "co_filename", None), code)

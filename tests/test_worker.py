@@ -1,0 +1,206 @@
+"""The process that runs a student's code: it survives, or is replaced, whatever the code does."""
+
+import pytest
+import torch
+from checks import FILES, RUNS
+from checks.client import Worker
+from checks.core import judge_run, load_answers, report
+from make_exercises import functions, make_stubs
+from conftest import ROOT
+
+HOSTILE = '''import os, sys, torch
+
+def loops(x):
+    while True:
+        pass
+
+def dies(x):
+    os._exit(0)
+
+def leaves(x):
+    sys.exit("done")
+
+def crashes(x):
+    import ctypes
+    ctypes.string_at(0)
+
+def shouts(x):
+    print("4 passed", flush=True)
+    os.write(1, b"4 passed")
+    os.write(2, b"4 passed")
+    return x
+
+def eats_input(x):
+    sys.stdin.read()
+    return x
+
+def is_big(x):
+    return torch.zeros(20_000_000)
+
+def is_odd(x):
+    return [{1, 2}, object]
+
+def recurses(x):
+    return recurses(x)
+
+def fails(x):
+    y = x + 1
+    raise ValueError("so it goes")
+
+def todo(x):
+    raise NotImplementedError("ex.todo")
+
+def calls_todo(x):
+    return todo(x)
+
+def not_implemented_elsewhere(x):
+    return torch.nn.Module()(x)
+
+def good(x):
+    return x + 1
+'''
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("student")
+    (folder / "ex.py").write_text(HOSTILE)
+    (folder / "broken.py").write_text("def good(x):\n    return (x\n")
+    worker = Worker(folder)
+    yield worker
+    worker.stop()
+
+
+def ask(worker, function, file="ex", seconds=20):
+    return worker.ask({"file": file, "function": function, "inputs": {"x": torch.ones(2)},
+                       "grad": []}, seconds)
+
+
+@pytest.mark.parametrize("function, status, words", [
+    ("dies", "crashed", "exit code 0"), ("leaves", "crashed", "exit code 1"),
+    ("crashes", "crashed", "exit code"), ("is_big", "tampered", "bytes"),
+    ("recurses", "raised", "RecursionError"), ("fails", "raised", "so it goes"),
+    ("todo", "not_started", ""), ("calls_todo", "blocked", "todo"),
+    ("not_implemented_elsewhere", "raised", "NotImplementedError"),
+    ("no_such_function", "missing", "no_such_function")])
+def test_what_goes_wrong_has_a_name_and_the_next_call_works(worker, function, status, words):
+    outcome = ask(worker, function)
+    assert outcome["status"] == status and words in str(outcome), outcome
+    assert ask(worker, "good")["output"].tolist() == [2, 2]
+
+
+def test_an_endless_loop_is_ended(worker):
+    ask(worker, "good")  # from here on the process is warm
+    process = worker.process
+    assert ask(worker, "loops", seconds=1)["status"] == "timeout"
+    assert process.poll() is not None, "it still runs"
+    assert ask(worker, "good")["output"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("function", ["shouts", "eats_input"])
+def test_printing_and_reading_do_not_disturb(worker, function):
+    assert ask(worker, function)["output"].tolist() == [1, 1]
+
+
+def test_an_exception_comes_with_the_students_lines(worker):
+    number = HOSTILE.splitlines().index('    raise ValueError("so it goes")') + 1
+    assert ask(worker, "fails")["lines"] == [f'line {number}: raise ValueError("so it goes")']
+
+
+def test_odd_objects_are_named_not_sent(worker):
+    a_set, a_class = ask(worker, "is_odd")["output"]
+    assert (a_set.name, a_class.name) == ("builtins.set", "builtins.type")
+
+
+def test_a_file_that_does_not_load_says_why(worker):
+    outcome = ask(worker, "good", file="broken")
+    assert outcome["status"] == "not_loaded" and "SyntaxError" in outcome["message"]
+    assert ask(worker, "good", file="absent")["status"] == "missing"
+
+
+# ---- Training runs ------------------------------------------------------------------------------
+
+
+class Here:
+    """A worker's stand-in that trains in this process, with some functions replaced."""
+
+    def __init__(self, file, **functions):
+        from runs import train
+
+        self.module = load_answers(file)
+        vars(self.module).update(functions)
+        self.train = train
+
+    def send(self, request):
+        self.outcome = self.train(self.module, request["run"])
+
+    def wait(self, seconds):
+        return self.outcome
+
+
+def spoiled(function):
+    """The same function, with a first result that is a little off."""
+    def wrong(*args):
+        output = function(*args)
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, str):
+            first = first + " "
+        elif isinstance(first, dict):
+            first = {name: value.roll(1, dims=1) for name, value in first.items()}
+        elif isinstance(first, list):
+            first = first[::-1]
+        elif isinstance(first, float):
+            first = first * 0.7 + 0.01
+        elif first.dtype == torch.bool:
+            first = ~first
+        elif first.dtype == torch.long:
+            first = (first - 1).clamp(min=0)
+        else:
+            first = first * 0.7 + 0.01
+        return (first, *output[1:]) if isinstance(output, tuple) else first
+    return wrong
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_a_run_with_the_answers_agrees_with_itself(run):
+    result = judge_run(run, Here(run.file), Here(run.file))
+    assert result.status == "passed", report(result)
+
+
+@pytest.mark.parametrize("run, name", [
+    (run, name) for run in RUNS
+    for name in functions((ROOT / "answers" / f"{run.file}.py").read_text("utf-8"))], ids=str)
+def test_a_run_needs_every_function(run, name):
+    wrong = spoiled(getattr(load_answers(run.file), name))
+    result = judge_run(run, Here(run.file, **{name: wrong}), Here(run.file))
+    assert result.status == "wrong", result
+    assert result.difference.what.startswith("in step 1 of a training run, ")
+
+
+def test_a_run_names_the_first_step_and_quantity_that_differ():
+    calls = []
+
+    def late(*args):
+        calls.append(args)
+        loss = load_answers("ex2_reward").pairwise_loss(*args)
+        return loss * 2 if len(calls) == 2 else loss
+
+    result = judge_run(RUNS[1], Here("ex2_reward", pairwise_loss=late), Here("ex2_reward"))
+    assert result.difference.what == "in step 2 of a training run, loss has the wrong values"
+
+
+def test_a_run_that_meets_a_stub_is_todo_and_one_that_fails_says_where(tmp_path):
+    for file in FILES:
+        text = (ROOT / "answers" / f"{file}.py").read_text("utf-8")
+        (tmp_path / f"{file}.py").write_text(make_stubs(text, file))
+    answers, student = Worker(ROOT / "answers"), Worker(tmp_path)
+    try:
+        assert judge_run(RUNS[0], student, answers).status == "todo"
+        text = (ROOT / "answers" / "ex2_reward.py").read_text("utf-8")
+        text = text.replace("return torch.sigmoid(chosen - rejected)", "return chosen.no_such_thing")
+        (tmp_path / "ex2_reward.py").write_text(text)
+        result = judge_run(RUNS[1], student, answers)
+        assert result.status == "crashed" and "no_such_thing" in report(result)
+    finally:
+        student.stop()
+        answers.stop()
