@@ -28,8 +28,8 @@ def sum_reward(prompt: str, response: str) -> float:
     stand in a fixed form, so that it can be checked without doubt)
         1.0 if the response is nothing but the sum in plain digits, else 0.0
     Before you compare, take away white space at both ends, then one full stop at the end, then the
-    white space before that full stop. Whatever else is there makes it wrong: words, a sign, a leading
-    zero, decimals, white space between digits, a second full stop.
+    white space before that full stop. Whatever else is there makes it wrong: words, a sign, a
+    leading zero, decimals, white space between digits, digits other than 0 to 9, a second full stop.
 
     Example
         >>> sum_reward("What is 27 + 15?", " 42. "), sum_reward("What is 27 + 15?", "042")

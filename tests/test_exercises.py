@@ -5,7 +5,7 @@ is not started yet counts as "todo", and does not fail."""
 
 import pytest
 from checks import BLANKS, RUNS
-from checks.core import judge_in_worker, judge_run, report
+from checks.core import judge_in_worker, judge_run_in_worker, report
 
 each_blank = pytest.mark.parametrize("blank", BLANKS, ids=str)
 
@@ -26,7 +26,7 @@ def test_exercise(blank, exercises_worker, request):
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_exercise_run(run, exercises_worker, answers_worker, request):
-    settle(judge_run(run, exercises_worker, answers_worker), request)
+    settle(judge_run_in_worker(run, exercises_worker, answers_worker), request)
 
 
 @each_blank

@@ -4,7 +4,7 @@ import pytest
 import torch
 from checks import FILES, RUNS
 from checks.client import Worker
-from checks.core import judge_run, load_answers, report
+from checks.core import judge_run_in_worker, load_answers, report
 from make_exercises import functions, make_stubs
 from conftest import ROOT
 
@@ -163,7 +163,7 @@ def spoiled(function):
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_a_run_with_the_answers_agrees_with_itself(run):
-    result = judge_run(run, Here(run.file), Here(run.file))
+    result = judge_run_in_worker(run, Here(run.file), Here(run.file))
     assert result.status == "passed", report(result)
 
 
@@ -172,7 +172,7 @@ def test_a_run_with_the_answers_agrees_with_itself(run):
     for name in functions((ROOT / "answers" / f"{run.file}.py").read_text("utf-8"))], ids=str)
 def test_a_run_needs_every_function(run, name):
     wrong = spoiled(getattr(load_answers(run.file), name))
-    result = judge_run(run, Here(run.file, **{name: wrong}), Here(run.file))
+    result = judge_run_in_worker(run, Here(run.file, **{name: wrong}), Here(run.file))
     assert result.status == "wrong", result
     assert result.difference.what.startswith("in step 1 of a training run, ")
 
@@ -185,7 +185,7 @@ def test_a_run_names_the_first_step_and_quantity_that_differ():
         loss = load_answers("ex2_reward").pairwise_loss(*args)
         return loss * 2 if len(calls) == 2 else loss
 
-    result = judge_run(RUNS[1], Here("ex2_reward", pairwise_loss=late), Here("ex2_reward"))
+    result = judge_run_in_worker(RUNS[1], Here("ex2_reward", pairwise_loss=late), Here("ex2_reward"))
     assert result.difference.what == "in step 2 of a training run, loss has the wrong values"
 
 
@@ -195,11 +195,11 @@ def test_a_run_that_meets_a_stub_is_todo_and_one_that_fails_says_where(tmp_path)
         (tmp_path / f"{file}.py").write_text(make_stubs(text, file))
     answers, student = Worker(ROOT / "answers"), Worker(tmp_path)
     try:
-        assert judge_run(RUNS[0], student, answers).status == "todo"
+        assert judge_run_in_worker(RUNS[0], student, answers).status == "todo"
         text = (ROOT / "answers" / "ex2_reward.py").read_text("utf-8")
         text = text.replace("return torch.sigmoid(chosen - rejected)", "return chosen.no_such_thing")
         (tmp_path / "ex2_reward.py").write_text(text)
-        result = judge_run(RUNS[1], student, answers)
+        result = judge_run_in_worker(RUNS[1], student, answers)
         assert result.status == "crashed" and "no_such_thing" in report(result)
     finally:
         student.stop()

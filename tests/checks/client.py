@@ -8,9 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "worker"))
-
-from channel import pack, receive  # noqa: E402
+from channel import pack, receive
 
 WORKER = Path(__file__).resolve().parent.parent / "worker" / "worker.py"
 START_SECONDS = 60  # importing torch on a busy laptop

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
-
-from .client import Worker
 from perform import perform
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -200,42 +198,45 @@ def find_mistake(blank, cases, outcomes, expected):
     return found[0] if len(found) == 1 else None
 
 
-def judge(blank, ask, seed=0):
-    """The Result of one function. `ask(request)` performs a case in another process."""
-    cases = blank.cases(seed)
-    outcomes, stopped = [], None
+def collect(blank, ask, seed=0):
+    """Perform all cases: -> (cases, outcomes, stopped). `ask(request)` performs one, in another
+    process; `stopped` is the answer that ended it before the last case, or None. Nothing here knows
+    what is right."""
+    cases, outcomes = blank.cases(seed), []
     for case in cases:
         outcome = ask({"file": blank.file, "function": blank.name, "inputs": case.inputs,
                        "grad": list(case.grad)})
-        if outcome["status"] == "not_started" and not outcomes:
-            return Result(blank, "todo", total=len(cases))
         if outcome["status"] not in ("returned", "raised"):
-            stopped = outcome
-            break
+            return cases, outcomes, outcome
         outcomes.append(outcome)
+    return cases, outcomes, None
+
+
+def judge(blank, cases, outcomes, stopped):
+    """What `collect` found -> the Result."""
+    if stopped and stopped["status"] == "not_started" and not outcomes:
+        return Result(blank, "todo", total=len(cases))
     expected = performed(getattr(load_answers(blank.file), blank.name), cases)
     differences = [differ(*three, blank) for three in zip(outcomes, expected, cases)]
-    right = [case.note for case, difference in zip(cases, differences) if not difference]
+    result = Result(blank, "passed", total=len(cases), right=[
+        case.note for case, difference in zip(cases, differences) if not difference])
     wrong = next((i for i, difference in enumerate(differences) if difference), None)
-    if wrong is None and stopped:
-        status = stopped["status"] if stopped["status"] in ("timeout", "missing") else "crashed"
-        message = stopped.get("message", "")
+    if wrong is not None:
+        result.status, result.case, result.difference = "wrong", cases[wrong], differences[wrong]
+        if not stopped:
+            result.mistake = find_mistake(blank, cases, outcomes, expected)
+    elif stopped:
+        result.status, result.case = "crashed", cases[len(outcomes)]
+        result.message = stopped.get("message") or "it raised NotImplementedError"
+        if stopped["status"] in ("timeout", "missing", "tampered"):
+            result.status = stopped["status"]
         if stopped["status"] == "blocked":
-            message = f"it calls {message}, which is still a stub: fill that in first"
-        if stopped["status"] == "not_started":
-            message = "it raised NotImplementedError"
-        return Result(blank, status, right, len(cases), cases[len(outcomes)], message=message)
-    if wrong is None:
-        return Result(blank, "passed", right, len(cases))
-    mistake = None
-    if not stopped:
-        mistake = find_mistake(blank, cases, outcomes, expected)
-    return Result(blank, "wrong", right, len(cases), cases[wrong], differences[wrong],
-                  mistake=mistake)
+            result.message = f"it calls {result.message}, which is still a stub: fill that in first"
+    return result
 
 
 def judge_in_worker(blank, worker, seed=0):
-    return judge(blank, lambda request: worker.ask(request, CASE_SECONDS), seed)
+    return judge(blank, *collect(blank, lambda request: worker.ask(request, CASE_SECONDS), seed))
 
 
 # ---- Training runs ------------------------------------------------------------------------------
@@ -254,16 +255,19 @@ class Run:
         return f"{self.file}.{self.name}"
 
 
-def judge_run(run, worker, answers):
-    """Train with the student's functions and with the answers, each in its process, side by side:
-    what both record has to agree step by step."""
+def judge_run_in_worker(run, worker, answers):
+    """Train with the student's functions and with the answers, each in its process, side by side."""
     request = {"file": run.file, "run": run.file}
     worker.send(request)
     answers.send(request)
-    yours, expected = worker.wait(RUN_SECONDS), answers.wait(RUN_SECONDS)
+    return judge_run(run, worker.wait(RUN_SECONDS), answers.wait(RUN_SECONDS))
+
+
+def judge_run(run, yours, expected):
+    """What both runs recorded has to agree, step by step."""
     if yours["status"] in ("not_started", "blocked"):
         return Result(run, "todo", message=f"{yours.get('message')} is still a stub")
-    if yours["status"] in ("timeout", "missing"):
+    if yours["status"] in ("timeout", "missing", "tampered"):
         return Result(run, yours["status"], message=yours["message"])
     for number, (mine, theirs) in enumerate(zip(yours.get("steps", []), expected["steps"]), 1):
         for quantity in theirs:

@@ -1,13 +1,446 @@
-"""The checks of exercise 3. Mistakes are numbered where a list of pitfalls of the field has them."""
+"""The checks of exercise 3: log-probabilities, rewards and advantages (the losses are in
+ex3_ppo_losses.py). Mistakes are numbered where a list of pitfalls of the field has them."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 
+from . import ex3_ppo_losses
 from .core import Blank, Case, Mistake
-from .inputs import normal, ragged_mask
+from .inputs import integers, normal, ragged_mask
 
 FILE, PLACE = "ex3_ppo", 'section "The maths" of lesson3_ppo.py, function {}'
+log = math.log
+
+
+# ---- response_logprobs --------------------------------------------------------------------------
+
+
+def logprobs_cases(seed):
+    def case(note, rows, length, size=1.0, draw=0, dtype=torch.float32, **temperature):
+        logits = size * normal(rows, length + 1, 7, seed=seed + draw)
+        return Case(note, {"logits": logits.to(dtype), "response": integers(
+            0, 7, rows, length, seed=seed + draw + 1), **temperature},
+            grad=("logits",) if dtype == torch.float32 else ())
+
+    def huge(note, rows, length, draw, **temperature):
+        logits = 50.0 * integers(-4, 5, rows, length + 1, 6, seed=seed + draw)
+        return Case(note, {"logits": logits, "response": logits[:, :-1].argmin(dim=-1),
+                           **temperature})
+
+    by_hand = Case("one row, worked by hand", {
+        "logits": torch.tensor([[[1.0, 2.0, 1.0], [1.0, 1.0, 8.0], [4.0, 4.0, 2.0],
+                                 [7.0, 1.0, 2.0]]]).log(),
+        "response": torch.tensor([[1, 2, 0]])}, grad=("logits",),
+        expect=torch.tensor([[log(1 / 2), log(8 / 10), log(4 / 10)]]))
+    half = torch.bfloat16
+    return [by_hand,
+            case("one row", 1, 3),
+            case("several rows", 4, 3, draw=10),
+            case("as many rows as tokens", 4, 4, draw=20),
+            case("one token a row", 3, 1, draw=30),
+            case("temperature 0.7", 1, 3, draw=40, temperature=0.7),
+            case("temperature 2, several rows", 3, 4, draw=50, temperature=2.0),
+            huge("the unlikeliest tokens, logits of size 200", 1, 3, draw=60),
+            huge("logits of size 200, several rows", 3, 5, draw=70),
+            huge("logits of size 200 at temperature 0.5", 3, 5, draw=80, temperature=0.5),
+            case("logits in bfloat16", 2, 4, size=3.0, draw=90, dtype=half),
+            case("logits in bfloat16, temperature 0.7", 3, 4, size=3.0, draw=100, dtype=half,
+                 temperature=0.7),
+            case("logits in float64, temperature 0.7, no gradient", 3, 2, draw=110,
+                 dtype=torch.float64, temperature=0.7)]
+
+
+def slow_logprobs(logits, response, temperature=1.0):
+    """log of (exp of the token's logit / sum of the exps), both divided by the largest one."""
+    rows = []
+    for row, tokens in zip(logits.tolist(), response.tolist()):
+        rows.append([])
+        for z, token in zip(row, tokens):
+            largest = max(z)
+            total = sum(math.exp((x - largest) / temperature) for x in z)
+            rows[-1].append((z[token] - largest) / temperature - log(total))
+    return torch.tensor(rows)
+
+
+def logprobs_like(positions=slice(None, -1), tokens=slice(None), cast=torch.Tensor.float,
+                  scale=torch.div, normalise=lambda z: z.log_softmax(dim=-1),
+                  finish=lambda picked, temperature: picked.squeeze(-1).float()):
+    """A version of response_logprobs with parts that can be set wrong."""
+    def response_logprobs(logits, response, temperature=1.0):
+        z = normalise(scale(cast(logits[:, positions]), temperature))
+        picked = z.gather(-1, response[:, tokens].unsqueeze(-1))
+        return finish(picked, temperature)
+    return response_logprobs
+
+
+def logprobs_by_cross_entropy(logits, response, temperature=1.0):
+    z = logits[:, :-1].double().transpose(1, 2) / temperature
+    return -F.cross_entropy(z, response, reduction="none").float()
+
+
+def logprobs_by_logsumexp(logits, response, temperature=1.0):
+    z = logits[:, :-1].float() / temperature
+    return (z * F.one_hot(response, z.shape[-1])).sum(dim=-1) - z.logsumexp(dim=-1)
+
+
+LOGPROBS = Blank(
+    FILE, "response_logprobs", logprobs_cases, slow_logprobs,
+    formula="log softmax(z_t / temperature)[y_t], where z_t is the row of logits one position before "
+    "the token y_t, in float32",
+    place=PLACE.format("response_logprobs"),
+    mistakes=[
+        Mistake("the token's own position (28)", "At its own position the model has already read "
+                "the token. Which position had to guess it?",
+                logprobs_like(positions=slice(1, None))),
+        Mistake("shifted twice", "T tokens go in, and T-1 numbers come out. The logits already begin "
+                "one position before the response: what else did you cut?",
+                logprobs_like(tokens=slice(1, None))),
+        Mistake("raw logits (29)", "Does the sum of exp of your numbers over the whole vocabulary "
+                "make 1?", logprobs_like(normalise=lambda z: z)),
+        Mistake("probabilities (30)", "Your numbers lie between 0 and 1. In what range are "
+                "logarithms of probabilities?", logprobs_like(normalise=lambda z: z.softmax(-1))),
+        Mistake("the log of softmax (31)", "It agrees on small logits, and on large ones it is -inf. "
+                "What is softmax of a logit 200 below the best, in float32?",
+                logprobs_like(normalise=lambda z: z.softmax(-1).log())),
+        Mistake("softmax over the positions (32)", "Over which dimension should the probabilities "
+                "sum to 1: the positions or the vocabulary?",
+                logprobs_like(normalise=lambda z: z.log_softmax(dim=1))),
+        Mistake("squeezes all dimensions (33)", "With several rows and tokens it agrees. What becomes "
+                "of a batch of one row, or of one token, in your last step?",
+                logprobs_like(finish=lambda picked, temperature: picked.squeeze().float())),
+        Mistake("no temperature (34)", "At temperature 1 it agrees. From which distribution were "
+                "the tokens sampled?", logprobs_like(scale=lambda z, temperature: z)),
+        Mistake("multiplied by the temperature", "At temperature 1 it agrees. Does a high "
+                "temperature make a distribution flatter or sharper, and does yours?",
+                logprobs_like(scale=torch.mul)),
+        Mistake("the temperature comes too late", "At temperature 1 it agrees. Do your "
+                "probabilities still sum to 1 at another one?",
+                logprobs_like(scale=lambda z, temperature: z, finish=lambda picked, temperature: (
+                    picked.squeeze(-1) / temperature))),
+        Mistake("computed in half precision", "In float32 it agrees. In bfloat16 numbers have three "
+                "digits: when do you change the dtype?", logprobs_like(cast=lambda z: z)),
+        Mistake("the result stays in half precision", "In float32 it agrees. Which dtype has the "
+                "result when the logits are bfloat16?", logprobs_like(
+                    cast=lambda z: z, finish=lambda picked, temperature: picked.squeeze(-1))),
+        Mistake("the sign of a loss", "Can the logarithm of a probability be positive?",
+                logprobs_like(finish=lambda picked, temperature: -picked.squeeze(-1))),
+        Mistake("writes into the logits", "Your function divides the logits where they stand. Who "
+                "else still needs them?", logprobs_like(scale=torch.Tensor.div_))],
+    right={"cross-entropy in float64": logprobs_by_cross_entropy,
+           "logsumexp and one-hot": logprobs_by_logsumexp})
+
+
+# ---- response_mask ------------------------------------------------------------------------------
+
+
+def mask_cases(seed):
+    def random(note, rows, length, eos_ids, draw):
+        return Case(note, {"response": integers(0, 6, rows, length, seed=seed + draw),
+                           "eos_ids": eos_ids})
+
+    def rows(note, response, eos_ids, mask=None):
+        return Case(note, {"response": torch.tensor(response), "eos_ids": eos_ids},
+                    expect=None if mask is None else torch.tensor(mask))
+
+    return [rows("the end token is in the middle", [[5, 9, 7]], [9], [[1.0, 1.0, 0.0]]),
+            rows("no end token", [[4, 5, 6]], [9], [[1.0, 1.0, 1.0]]),
+            rows("the end token is the first", [[9, 5, 6]], [9], [[1.0, 0.0, 0.0]]),
+            rows("the end token is the last", [[4, 5, 9]], [9], [[1.0, 1.0, 1.0]]),
+            rows("two end tokens with a word between", [[4, 9, 5, 9, 6]], [9],
+                 [[1.0, 1.0, 0.0, 0.0, 0.0]]),
+            rows("rows of all kinds", [[4, 5, 6, 9], [9, 1, 9, 1], [4, 9, 9, 9], [4, 5, 6, 7],
+                                       [9, 9, 9, 9], [4, 9, 5, 6]], [9]),
+            rows("either of two end tokens", [[4, 9, 8, 5], [8, 4, 9, 5], [4, 5, 6, 7],
+                                              [4, 8, 8, 1], [5, 6, 9, 9]], [9, 8]),
+            rows("one token a row", [[9], [4], [9]], [9]),
+            rows("the end token has the id 0", [[3, 0, 0, 0], [2, 1, 0, 5], [0, 0, 0, 0],
+                                                [5, 1, 3, 1]], [0]),
+            random("random ids, as many rows as tokens", 6, 6, [2], draw=0),
+            random("random ids, two end tokens", 5, 8, [1, 4], draw=10)]
+
+
+def slow_mask(response, eos_ids):
+    mask = torch.zeros(response.shape)
+    for b, tokens in enumerate(response.tolist()):
+        for t, token in enumerate(tokens):
+            mask[b, t] = 1.0
+            if token in eos_ids:
+                break
+    return mask
+
+
+def mask_like(keep, dtype=torch.float32, ends=slice(None)):
+    """A version of response_mask: `keep` gets a 1 at every end token, and how many came before."""
+    def response_mask(response, eos_ids):
+        is_end = (response.unsqueeze(-1) == torch.tensor(eos_ids[ends])).any(dim=-1).long()
+        return keep(is_end, is_end.cumsum(dim=1) - is_end).to(dtype)
+    return response_mask
+
+
+def right_mask(is_end, before):
+    return before == 0
+
+
+def up_to_the_last(is_end, before):
+    later = is_end.flip(1).cumsum(dim=1).flip(1)
+    return (later > 0) | (is_end.sum(dim=1, keepdim=True) == 0)
+
+
+def one_too_many(is_end, before):
+    longer = F.pad(before == 0, (1, 0), value=True)
+    return longer[:, :-1]
+
+
+def up_to_argmax(is_end, before):
+    return torch.arange(is_end.shape[1]) <= is_end.argmax(dim=1, keepdim=True)
+
+
+def mask_by_cumprod(response, eos_ids):
+    is_word = torch.ones_like(response)
+    for eos_id in eos_ids:
+        is_word = is_word * (response != eos_id)
+    return F.pad(is_word.cumprod(dim=1), (1, 0), value=1)[:, :-1].float()
+
+
+def mask_by_lengths(response, eos_ids):
+    rows = [next((t + 1 for t, token in enumerate(row) if token in eos_ids), len(row))
+            for row in response.tolist()]
+    return (torch.arange(response.shape[1]) < torch.tensor(rows).unsqueeze(1)).to(torch.float32)
+
+
+MASK = Blank(
+    FILE, "response_mask", mask_cases, slow_mask,
+    formula="mask_t = 1 if none of the tokens before t is an end token, else 0",
+    place=PLACE.format("response_mask"),
+    mistakes=[
+        Mistake("the end token is left out (2)", "Every row with an end is one token short. Should "
+                "the policy learn to stop?", mask_like(lambda is_end, before: before + is_end == 0)),
+        Mistake("what follows the first end token is kept", "Rows with one end token at their end "
+                "agree. How many end tokens may have come before a token that counts?",
+                mask_like(lambda is_end, before: before + is_end <= 1)),
+        Mistake("one token too many", "The mask ends one token after the end token. Do you count the "
+                "end tokens before a token, or those before its neighbour?", mask_like(one_too_many)),
+        Mistake("up to the last end token", "Rows with one end token agree. Which of several ends a "
+                "response?", mask_like(up_to_the_last)),
+        Mistake("masked by id (7)", "Only end tokens are masked. Are the words that follow one part "
+                "of the response?", mask_like(lambda is_end, before: is_end == 0)),
+        Mistake("one end token only", "With one end token it agrees. What of the others in eos_ids?",
+                mask_like(right_mask, ends=slice(1))),
+        Mistake("a row without an end has one token", "Rows with an end token agree. What does your "
+                "search give in a row where it finds nothing?", mask_like(up_to_argmax)),
+        Mistake("a row without an end has no token", "Rows with an end token agree. Is a response "
+                "that was cut off before its end no response?",
+                mask_like(lambda is_end, before: (before == 0) & (is_end.sum(1, True) > 0))),
+        Mistake("counts down the batch", "With one row every token is kept. Along which dimension "
+                "do you count?",
+                mask_like(lambda is_end, before: is_end.cumsum(dim=0) - is_end == 0)),
+        *[Mistake(f"a mask of {dtype}", "The zeros and ones are right. The mask will be multiplied "
+                  "with losses: which dtype should it have?", mask_like(right_mask, dtype))
+          for dtype in (torch.bool, torch.long)]],
+    right={"a product of what is no end token": mask_by_cumprod, "lengths": mask_by_lengths})
+
+
+# ---- kl_penalty ---------------------------------------------------------------------------------
+
+
+def kl_cases(seed):
+    def case(note, estimator, rows, length, apart, draw):
+        policy = -normal(rows, length, seed=seed + draw).abs() - 0.1
+        reference = policy + apart * normal(rows, length, seed=seed + draw + 1)
+        return Case(f"{estimator}, {note}", {
+            "logprobs": policy, "ref_logprobs": reference, "estimator": estimator},
+            grad=("logprobs", "ref_logprobs"))
+
+    def by_hand(note, expect, **estimator):
+        """All three tokens of a vocabulary."""
+        p, p_ref = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
+        return Case(f"{note}, worked by hand", {
+            "logprobs": p.log(), "ref_logprobs": p_ref.log(), **estimator},
+            grad=("logprobs", "ref_logprobs"), expect=torch.tensor([expect]))
+
+    # The KL is 1/2 log 2 - 1/4 log 2 = 1/4 log 2. Weighted by p, k1 and k3 must give it too:
+    # 1/2 log 2 - 1/4 log 2, and 1/2 (log 2 - 1/2) + 1/4 (1 - log 2).
+    return [by_hand("estimator left out", [log(2), 0.0, -log(2)]),
+            by_hand("k1", [log(2), 0.0, -log(2)], estimator="k1"),
+            by_hand("k2", [log(2) ** 2 / 2, 0.0, log(2) ** 2 / 2], estimator="k2"),
+            by_hand("k3", [log(2) - 0.5, 0.0, 1 - log(2)], estimator="k3"),
+            *[case(note, estimator, *rest) for estimator in ("k1", "k2", "k3") for note, *rest in (
+                ("equal policies", 1, 3, 0.0, 0), ("policies close together", 2, 4, 0.1, 10),
+                ("policies far apart", 4, 4, 3.0, 20))]]
+
+
+def slow_kl(logprobs, ref_logprobs, estimator="k1"):
+    rows = []
+    for policy, reference in zip(logprobs.tolist(), ref_logprobs.tolist()):
+        ratios = [math.exp(b) / math.exp(a) for a, b in zip(policy, reference)]
+        rows.append([{"k1": -log(r), "k2": log(r) ** 2 / 2, "k3": r - 1 - log(r)}[estimator]
+                     for r in ratios])
+    return torch.tensor(rows)
+
+
+def kl_like(arrange=lambda new, ref: (new, ref), finish=lambda x, new: x, choose=lambda name: name,
+            **wrong):
+    """A version of kl_penalty. `wrong` replaces estimators, as functions of log r."""
+    def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
+        new, ref = arrange(logprobs, ref_logprobs)
+        estimators = {"k1": lambda x: -x, "k2": lambda x: x ** 2 / 2, "k3": lambda x: x.exp() - 1 - x}
+        return finish({**estimators, **wrong}[choose(estimator)](ref - new), logprobs)
+    return kl_penalty
+
+
+def kl_from_ratios(logprobs, ref_logprobs, estimator="k1"):
+    r = logprobs.double().neg().exp() * ref_logprobs.double().exp()
+    if estimator == "k1":
+        return r.reciprocal().log().float()
+    return (r.log().square() / 2 if estimator == "k2" else r - r.log() - 1).float()
+
+
+KL = Blank(
+    FILE, "kl_penalty", kl_cases, slow_kl,
+    formula="k1 = -log r; k2 = (log r)^2 / 2; k3 = (r - 1) - log r; with r = p_ref / p",
+    place=PLACE.format("kl_penalty"),
+    mistakes=[
+        Mistake("k1 with the wrong sign (37)", "k1 is exactly -1 times the expected one. What should "
+                "its sign be where the policy likes a token better than the reference does?",
+                kl_like(k1=lambda x: x)),
+        Mistake("the size of k1 (38)", "Your k1 is never negative. Is its mean then still the KL?",
+                kl_like(k1=torch.abs)),
+        Mistake("k2 without the half (39)", "k2 is exactly twice the expected one. What is a square's "
+                "derivative, and what must the KL's be near 0?", kl_like(k2=torch.square)),
+        Mistake("k3 upside down (40)", "Your k3 agrees while the policies are close, and differs when "
+                "they are far apart. Which way round is r?", kl_like(k3=lambda x: (-x).exp() - 1 + x)),
+        Mistake("k3 without -1 (41)", "What is your k3 where both policies are the same, and what "
+                "is the KL of a distribution from itself?", kl_like(k3=lambda x: x.exp() - x)),
+        Mistake("k3 negated (42)", "Can your k3 be positive? And can a KL be negative?",
+                kl_like(k3=lambda x: x - (x.exp() - 1))),
+        Mistake("k3 without the logarithm", "Is your k3 ever negative? What does Schulman's k3 take "
+                "off r - 1 so that it never is?", kl_like(k3=lambda x: x.exp() - 1)),
+        Mistake("weighted by the probability (43)", "The tokens were drawn from the policy, so likely "
+                "ones already come up often. By what do you multiply?",
+                kl_like(finish=lambda x, new: x * new.exp())),
+        Mistake("policy and reference swapped", "k2 agrees, k1 has the wrong sign and k3 is upside "
+                "down. Which of the two policies sampled the tokens?",
+                kl_like(arrange=lambda new, ref: (ref, new))),
+        Mistake("always k1", "k1 agrees. Do the other names change anything in your function?",
+                kl_like(choose=lambda name: "k1")),
+        Mistake("summed over the tokens", "Which shape is promised: a number a response or a number "
+                "a token?", kl_like(finish=lambda x, new: x.sum(dim=1))),
+        Mistake("the reference is detached (36)", "The numbers are right. Is it this function's "
+                "business to decide what is constant? (The lesson once puts the policy second.)",
+                kl_like(arrange=lambda new, ref: (new, ref.detach()))),
+        Mistake("no gradient", "The numbers are right. If this KL is added to a loss, what does it "
+                "change in the policy?", kl_like(finish=lambda x, new: x.detach()))],
+    right={"from the ratio, in float64": kl_from_ratios})
+
+
+# ---- shape_rewards ------------------------------------------------------------------------------
+
+
+def reward_cases(seed):
+    def case(note, lengths, kl_coef=0.3, draw=0):
+        mask = ragged_mask(lengths)
+        kl = normal(*mask.shape, seed=seed + draw) + 20 * (1 - mask)
+        scores = 5 + normal(len(lengths), seed=seed + draw + 1)
+        return Case(note, {"scores": scores, "kl": kl, "mask": mask, "kl_coef": kl_coef})
+
+    def by_hand(note, scores, kl, mask, expect):
+        return Case(f"{note}, worked by hand", {
+            "scores": torch.tensor(scores), "kl": torch.tensor(kl), "mask": torch.tensor(mask),
+            "kl_coef": 0.1}, expect=torch.tensor(expect))
+
+    return [by_hand("one row without padding", [1.0], [[1.0, 2.0, 3.0]], [[1.0, 1.0, 1.0]],
+                    [[-0.1, -0.2, 0.7]]),
+            by_hand("one row of one token", [2.0], [[4.0, 9.0, 9.0]], [[1.0, 0.0, 0.0]],
+                    [[1.6, 0.0, 0.0]]),
+            by_hand("one row without any token", [3.0], [[4.0, 9.0, 9.0]], [[0.0, 0.0, 0.0]],
+                    [[0.0, 0.0, 0.0]]),
+            case("rows that end early, noise at the padding", [4, 1, 2]),
+            case("as many rows as tokens", [5, 1, 3, 2, 5], draw=10),
+            case("a row without any token", [4, 0, 2], draw=20),
+            case("one token a row, and a row without any", [1, 0, 1, 1], draw=30),
+            case("kl_coef 0", [3, 5, 1], kl_coef=0.0, draw=40),
+            case("kl_coef 2, rows of the same length", [3, 3], kl_coef=2.0, draw=50)]
+
+
+def slow_rewards(scores, kl, mask, kl_coef):
+    rewards = torch.zeros(kl.shape)
+    for b in range(kl.shape[0]):
+        real = [t for t in range(kl.shape[1]) if mask[b, t] == 1]
+        for t in real:
+            rewards[b, t] = -kl_coef * float(kl[b, t]) + (float(scores[b]) if t == real[-1] else 0)
+    return rewards
+
+
+def last_of(mask):
+    """1 on each row's last real token. (All the padding is on the right.)"""
+    return mask - F.pad(mask[:, 1:], (0, 1))
+
+
+def at(index):
+    """The scores at one index a row."""
+    def place(scores, mask):
+        placed = torch.zeros_like(mask)
+        placed[torch.arange(len(mask)), index(mask.sum(dim=1).long())] = scores
+        return placed
+    return place
+
+
+def rewards_like(sign=-1.0, penalty=lambda kl, mask: kl * mask,
+                 place=lambda scores, mask: last_of(mask) * scores.unsqueeze(1), keep=1.0):
+    """A version of shape_rewards. `keep`: how much of its KL the last token keeps."""
+    def shape_rewards(scores, kl, mask, kl_coef):
+        penalties = sign * kl_coef * penalty(kl, mask)
+        return torch.where(last_of(mask) > 0, keep * penalties, penalties) + place(scores, mask)
+    return shape_rewards
+
+
+def rewards_in_place(scores, kl, mask, kl_coef):
+    kl.mul_(mask).mul_(-kl_coef)
+    return kl.add_(last_of(mask) * scores.unsqueeze(1))
+
+
+def rewards_by_loops(scores, kl, mask, kl_coef):
+    rewards = -kl_coef * kl.double() * mask
+    for row, score, length in zip(rewards, scores, mask.sum(dim=1).int().tolist()):
+        if length:
+            row[length - 1] += score
+    return rewards.float()
+
+
+REWARDS = Blank(
+    FILE, "shape_rewards", reward_cases, slow_rewards,
+    formula="r_t = -beta KL_t on real tokens, plus the score on the last of them",
+    place=PLACE.format("shape_rewards"),
+    mistakes=[
+        Mistake("the penalty is a bonus (45)", "The score arrives where it should. Does a token with "
+                "a large KL lose or gain?", rewards_like(sign=1.0)),
+        Mistake("the score on the last column (46)", "Rows without padding agree. In a short row, "
+                "what stands in the last column?", rewards_like(place=at(lambda n: -1))),
+        Mistake("the score on every token (47)", "How much would a response of ten tokens earn in "
+                "all?", rewards_like(place=lambda scores, mask: mask * scores.unsqueeze(1))),
+        Mistake("all of the KL on the last token (48)", "A row's total agrees. Which token should "
+                "pay for which KL?", rewards_like(penalty=lambda kl, mask: (
+                    last_of(mask) * (kl * mask).sum(dim=1, keepdim=True)))),
+        Mistake("the KL of the padding (49)", "Rows without padding agree. What should the reward be "
+                "where the mask is 0?", rewards_like(penalty=lambda kl, mask: kl)),
+        Mistake("the score replaces the KL (50)", "All tokens but the last agree. What of the last "
+                "token's own KL?", rewards_like(keep=0.0)),
+        Mistake("scores along the tokens (89)", "Scores are (B,) and rewards (B, T). To which "
+                "dimension of the rewards does PyTorch line up a (B,)?",
+                rewards_like(place=lambda scores, mask: last_of(mask) * scores)),
+        Mistake("one place too far (17)", "Counts start at 1. At which index is the last of n "
+                "tokens?", rewards_like(place=at(lambda n: n))),
+        *[Mistake(f"a row without tokens is scored at its {name} place", "Rows with a token agree. "
+                  "Where does the score go when there are no tokens, and should it go anywhere?",
+                  rewards_like(place=at(index))) for name, index in (
+                      ("last", lambda n: n - 1), ("first", lambda n: (n - 1).clamp(min=0)))],
+        Mistake("no score", "The penalties are right. Where does the score come in?",
+                rewards_like(place=lambda scores, mask: 0.0)),
+        Mistake("writes into the KL", "Your function changes the KL that it was given. Who else still "
+                "needs it?", rewards_in_place)],
+    right={"a loop over the rows, in float64": rewards_by_loops})
 
 
 # ---- compute_gae --------------------------------------------------------------------------------
@@ -132,120 +565,139 @@ GAE = Blank(
     right={"as a matrix product in float64": gae_as_a_matrix})
 
 
-# ---- ppo_policy_loss ----------------------------------------------------------------------------
+# ---- masked_whiten ------------------------------------------------------------------------------
 
 
-def policy_cases(seed):
-    def case(note, mask, clip_range=0.2, scale=0.5, draw=0, **count):
-        old = -normal(*mask.shape, seed=seed + draw).abs() - 0.1
-        new = old + scale * normal(*mask.shape, seed=seed + draw + 1)
-        advantages = 2 * normal(*mask.shape, seed=seed + draw + 2) + 0.5
-        return Case(note, {"logprobs": new, "old_logprobs": old, "advantages": advantages,
-                           "mask": mask, "clip_range": clip_range, **count}, grad=("logprobs",))
+def whiten_cases(seed):
+    def case(note, lengths, draw=0, scale=2.0, mean=5.0, **options):
+        mask = ragged_mask(lengths)
+        x = mean + scale * normal(*mask.shape, seed=seed + draw) + 30 * (1 - mask)
+        return Case(note, {"x": x, "mask": mask, **options})
 
-    log = math.log
-    four = Case("ratios 2 and 0.5 with advantages of both signs, worked by hand", {
-        "logprobs": torch.tensor([[log(2), log(0.5), log(2), log(0.5)]]),
-        "old_logprobs": torch.zeros(1, 4), "advantages": torch.tensor([[1.0, 1.0, -1.0, -1.0]]),
-        "mask": torch.ones(1, 4), "clip_range": 0.2}, grad=("logprobs",),
-        # The losses are -1.2 (clipped), -0.5, 2, 0.8 (clipped).
-        expect=(torch.tensor(0.275), torch.tensor(0.5)))
-    full, ragged = torch.ones(1, 3), ragged_mask([5, 1, 3, 2, 5])
-    on_policy = case("ratio 1 everywhere", full)
-    on_policy.inputs["logprobs"] = on_policy.inputs["old_logprobs"].clone()
-    return [case("one row without padding", full), four, on_policy,
+    def by_hand(note, x, mask, expect, **options):
+        return Case(f"{note}, worked by hand", {
+            "x": torch.tensor(x), "mask": torch.tensor(mask), **options},
+            expect=torch.tensor(expect))
+
+    ragged = [5, 1, 3, 2, 5]
+    full, x = [[1.0, 1.0, 1.0]], [[2.0, 4.0, 6.0]]
+    return [by_hand("one row without padding", x, full, [[-1.0, 0.0, 1.0]]),
+            by_hand("shift_mean False", x, full, [[1.0, 2.0, 3.0]], shift_mean=False),
+            by_hand("eps 5", x, full, [[-2 / 3, 0.0, 2 / 3]], shift_mean=True, eps=5.0),
+            by_hand("one real entry in all", [[3.0, 7.0, 7.0]], [[1.0, 0.0, 0.0]],
+                    [[0.0, 0.0, 0.0]]),
+            by_hand("one real entry in all, shift_mean False", [[3.0, 7.0], [7.0, 7.0]],
+                    [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], shift_mean=False),
+            by_hand("no real entry", [[3.0, 7.0, 7.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]),
+            by_hand("no spread at all", [[5.0, 5.0, 9.0, 9.0], [5.0, 5.0, 9.0, 9.0]],
+                    [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.0] * 4] * 2),
             case("rows that end early, noise at the padding", ragged, draw=10),
-            case("ratios far beyond the clip", ragged, scale=2.0, draw=20),
-            case("clip range 0.1", ragged, clip_range=0.1, draw=30),
-            case("count given", ragged, draw=40, count=37),
-            case("count given as a tensor", ragged, draw=50, count=torch.tensor(20.0)),
-            case("no real token at all", torch.zeros(2, 3))]
+            case("a row without any entry", [4, 0, 2], draw=20),
+            case("shift_mean False, rows that end early", ragged, draw=30, shift_mean=False),
+            case("shift_mean False, eps 0.5", [3, 1, 4, 4], draw=40, shift_mean=False, eps=0.5),
+            case("nearly no spread", ragged, draw=50, scale=1e-4, mean=0.0),
+            case("nearly no spread, two rows", [4, 2], draw=60, scale=1e-4, mean=0.0)]
 
 
-def slow_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=None):
-    total, clipped, tokens = 0.0, 0, 0
-    for b, t in [(b, t) for b in range(mask.shape[0]) for t in range(mask.shape[1])]:
-        if mask[b, t] == 0:
-            continue
-        tokens += 1
-        ratio = math.exp(float(logprobs[b, t]) - float(old_logprobs[b, t]))
-        advantage = float(advantages[b, t])
-        bounded = min(max(ratio, 1 - clip_range), 1 + clip_range)
-        total += -min(advantage * ratio, advantage * bounded)
-        clipped += advantage * bounded < advantage * ratio
-    count = max(tokens, 1) if count is None else float(count)
-    return torch.tensor(total / count), torch.tensor(clipped / count)
+def slow_whiten(x, mask, shift_mean=True, eps=1e-8):
+    real = [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1]) if mask[b, t] == 1]
+    result = torch.zeros(x.shape)
+    if len(real) < 2:
+        return result
+    numbers = [float(x[place]) for place in real]
+    mean = sum(numbers) / len(numbers)
+    variance = sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
+    for place, number in zip(real, numbers):
+        result[place] = (number - (mean if shift_mean else 0)) / math.sqrt(variance + eps)
+    return result
 
 
-def policy_loss_like(ratio=None, choose=torch.max, sign=-1.0, average=None, detach_fraction=True,
-                     bound=None):
-    """A version of ppo_policy_loss with parts that can be set wrong."""
-    def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=None):
-        r = (ratio or (lambda new, old: torch.exp(new - old)))(logprobs, old_logprobs)
-        loss = sign * advantages * r
-        bounded = (bound or (lambda r, eps: r.clamp(1 - eps, 1 + eps)))(r, clip_range)
-        clipped = sign * advantages * bounded
-        fraction = ((clipped > loss) * mask).sum()
-        if average:
-            return average(choose(loss, clipped), mask), average((clipped > loss).float(), mask)
-        count = mask.sum().clamp(min=1) if count is None else count
-        return (choose(loss, clipped) * mask).sum() / count, fraction / count
-    return ppo_policy_loss
+def moments(x, mask):
+    """Mean and unbiased variance over the real entries."""
+    n = mask.sum()
+    mean = (x * mask).sum() / n
+    return mean, ((x - mean).square() * mask).sum() / (n - 1)
 
 
-def log_ratio_clamped(logprobs, old_logprobs, advantages, mask, clip_range, count=None):
-    def bound(ratio, eps):
-        return (logprobs - old_logprobs).clamp(-eps, eps).exp()
-    return policy_loss_like(bound=bound)(
-        logprobs, old_logprobs, advantages, mask, clip_range, count)
+def moments_by_row(x, mask):
+    n = mask.sum(dim=1, keepdim=True)
+    mean = (x * mask).sum(dim=1, keepdim=True) / n.clamp(min=1)
+    squares = ((x - mean).square() * mask).sum(dim=1, keepdim=True)
+    return mean, squares / (n - 1).clamp(min=1)
 
 
-def policy_loss_by_cases(logprobs, old_logprobs, advantages, mask, clip_range, count=None):
-    """The branches written out: only a gain beyond the clip is cut off."""
-    ratio = (logprobs - old_logprobs).exp()
-    cut = ((advantages > 0) & (ratio > 1 + clip_range)) | ((advantages < 0) & (ratio < 1 - clip_range))
-    edge = torch.where(advantages > 0, 1 + clip_range, 1 - clip_range)
-    objective = advantages * torch.where(cut, edge, ratio)
-    real = mask.bool()
-    count = max(int(real.sum()), 1) if count is None else count
-    return -objective[real].sum() / count, cut[real].sum().float() / count
+def whiten_like(stats=moments, scale=lambda variance, eps: (variance + eps).rsqrt(),
+                apply=lambda x, mean, factor, shift: (x - shift * mean) * factor,
+                clean=lambda x, mask: x * mask, least=2):
+    """A version of masked_whiten with parts that can be set wrong."""
+    def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
+        if mask.sum() < least:
+            return torch.zeros_like(x)
+        mean, variance = stats(x, mask)
+        return clean(apply(x, mean, scale(variance, eps), shift_mean), mask)
+    return masked_whiten
 
 
-POLICY_LOSS = Blank(
-    FILE, "ppo_policy_loss", policy_cases, slow_policy_loss,
-    formula="max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) with ratio = exp(new - old), summed over "
-    "the real tokens and divided by count",
-    place=PLACE.format("ppo_policy_loss"),
+def whiten_about_zero(x, mask, shift_mean=True, eps=1e-8):
+    """Without shift_mean the variance is the mean square."""
+    squares = lambda x, mask: (0.0, (x.square() * mask).sum() / (mask.sum() - 1))
+    return whiten_like(stats=moments if shift_mean else squares)(x, mask, shift_mean, eps)
+
+
+def whiten_chosen_entries(x, mask, shift_mean=True, eps=1e-8):
+    real, result = mask.bool(), torch.zeros_like(x)
+    if real.sum() > 1:
+        chosen = x[real].double()
+        scaled = chosen / (chosen.var() + eps).sqrt()
+        result[real] = (scaled - scaled.mean() if shift_mean else scaled).float()
+    return result
+
+
+WHITEN = Blank(
+    FILE, "masked_whiten", whiten_cases, slow_whiten,
+    formula="(x - mean) / sqrt(var + eps), mean and unbiased var over the real entries; without "
+    "shift_mean x / sqrt(var + eps); 0 off the mask, and everywhere when there are fewer than two",
+    place=PLACE.format("masked_whiten"),
     mistakes=[
-        Mistake("the smaller loss (65)", "At ratio 1 it agrees. Pessimistic means that the larger "
-                "of the two losses counts: which one do you take?",
-                policy_loss_like(choose=torch.min)),
-        Mistake("the clipped term alone (66)", "Inside the clip it agrees. When the ratio is 2 and "
-                "the advantage negative, who pulls it back?",
-                policy_loss_like(choose=lambda loss, clipped: clipped)),
-        Mistake("no clip (67)", "Inside the clip it agrees. What keeps a large ratio from paying?",
-                policy_loss_like(choose=lambda loss, clipped: loss)),
-        Mistake("the ratio upside down (68)", "At ratio 1 the value is right and the gradient is "
-                "exactly -1 times the expected one. Which way round is the ratio?",
-                policy_loss_like(ratio=lambda new, old: torch.exp(old - new))),
-        Mistake("the ratio is not exponentiated (69)", "A ratio of probabilities is 1 where they "
-                "are equal. What is a difference of log-probabilities there?",
-                policy_loss_like(ratio=lambda new, old: new - old)),
-        Mistake("the objective's sign (70)", "The paper maximises an objective; an optimiser "
-                "minimises a loss. What is the sign of yours?",
-                policy_loss_like(sign=1.0, choose=torch.min)),
-        Mistake("the mean over padding too (71)", "Without padding it agrees. By how many tokens "
-                "do you divide?", policy_loss_like(average=lambda x, mask: (x * mask).mean())),
-        Mistake("a mean of the rows' means (71)", "Rows of equal length agree. Does a token of a "
-                "short row weigh as much as one of a long row?",
-                policy_loss_like(average=lambda x, mask: (
-                    (x * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean())),
-        Mistake("old log-probs are the current ones (72)", "Where the policy has moved, your ratio "
-                "is still 1. Which policy sampled?",
-                policy_loss_like(ratio=lambda new, old: torch.exp(new - new))),
-        Mistake("the log-ratio is clipped (73)", "Close to the clip range, not quite on it: are 1 - "
-                "eps and 1 + eps bounds of the ratio or of its logarithm?", log_ratio_clamped)],
-    right={"written as cases": policy_loss_by_cases})
+        Mistake("the padding counts (60)", "Without padding it agrees. Which numbers belong to the "
+                "mean and the variance?", whiten_like(lambda x, mask: (x.mean(), x.var()))),
+        Mistake("the padding counts as zeros (60)", "Without padding it agrees. You multiply by the "
+                "mask: by how many entries do you divide?",
+                whiten_like(lambda x, mask: ((x * mask).mean(), (x * mask).var()))),
+        Mistake("the padding counts in the variance (60)", "The mean is right. Whose squares do you "
+                "add up?", whiten_like(lambda x, mask: (
+                    moments(x, mask)[0],
+                    (x - moments(x, mask)[0]).square().sum() / (mask.sum() - 1)))),
+        Mistake("the biased variance (61)", "Every entry is sqrt(n / (n - 1)) times the expected one. "
+                "Which of the two variances do you divide by?", whiten_like(lambda x, mask: (
+                    moments(x, mask)[0], moments(x, mask)[1] * (mask.sum() - 1) / mask.sum()))),
+        Mistake("the mean is never removed (62)", "With shift_mean False it agrees. What should the "
+                "mean be otherwise?", whiten_like(apply=lambda x, mean, f, shift: x * f)),
+        Mistake("the mean is always removed (62)", "With shift_mean True it agrees. What does your "
+                "function do when it is False?",
+                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f)),
+        Mistake("the mean is put back unscaled (62)", "With shift_mean True it agrees. Without it x "
+                "is only scaled: is the mean scaled in yours?",
+                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f + (not shift) * mean)),
+        Mistake("the mean square for the variance", "With shift_mean True it agrees. Is a variance "
+                "about 0 or about the mean?", whiten_about_zero),
+        Mistake("each row by itself (63)", "A single row agrees. Over what are mean and variance "
+                "taken: a row or the batch?", whiten_like(moments_by_row)),
+        Mistake("divided by the variance (64)", "Is the variance of your result 1? Which power of "
+                "the variance must a number be divided by?",
+                whiten_like(scale=lambda variance, eps: 1 / (variance + eps))),
+        Mistake("eps outside the root (80)", "It agrees where the spread is large. Is eps added to "
+                "the variance or to its root?",
+                whiten_like(scale=lambda variance, eps: 1 / (variance.sqrt() + eps))),
+        Mistake("an eps of its own", "With the default eps it agrees. Do you use the one that is "
+                "given?", whiten_like(scale=lambda variance, eps: (variance + 1e-8).rsqrt())),
+        Mistake("the padding is not 0", "Real entries agree. What should stand where the mask is 0?",
+                whiten_like(clean=lambda x, mask: x)),
+        Mistake("too few entries", "It agrees where there is something to whiten. What is the "
+                "variance of a single number, with n - 1 below?", whiten_like(least=0)),
+        Mistake("one entry counts as enough", "It agrees where there is something to whiten. From "
+                "how many entries on is there an unbiased variance?", whiten_like(least=1))],
+    right={"chosen entries in float64, the shift last": whiten_chosen_entries})
 
 
-BLANKS = [GAE, POLICY_LOSS]
+BLANKS = [LOGPROBS, MASK, KL, REWARDS, GAE, WHITEN] + ex3_ppo_losses.BLANKS
