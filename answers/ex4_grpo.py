@@ -29,7 +29,7 @@ def sum_reward(prompt: str, response: str) -> float:
         1.0 if the response is nothing but the sum in plain digits, else 0.0
     Before you compare, take away white space at both ends, then one full stop at the end, then the
     white space before that full stop. Whatever else is there makes it wrong: words, a sign, a
-    leading zero, decimals, white space between digits, digits other than 0 to 9, a second full stop.
+    leading zero, decimals, white space between digits, digits of another script, two full stops.
 
     Example
         >>> sum_reward("What is 27 + 15?", " 42. "), sum_reward("What is 27 + 15?", "042")

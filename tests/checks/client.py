@@ -1,16 +1,19 @@
 """Starts the process that runs a student's code, asks it, and never waits for ever."""
 
+import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import torch
 from channel import pack, receive
 
-WORKER = Path(__file__).resolve().parent.parent / "worker" / "worker.py"
+WORKERS = Path(__file__).resolve().parent.parent / "worker"
 START_SECONDS = 60  # importing torch on a busy laptop
 
 
@@ -19,35 +22,26 @@ class Worker:
     starts a new one."""
 
     def __init__(self, folder):
-        self.folder, self.process, self.answers = Path(folder), None, None
+        self.folder, self.process, self.protections = Path(folder), None, []
 
     def start(self):
         """Start without waiting. (Two workers may then start side by side.)"""
-        if self.process:
-            return
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(WORKER), str(self.folder)], env=env, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
-        self.answers, self.is_ready = queue.Queue(), False
-        threading.Thread(target=self.listen, args=(self.process.stdout, self.answers),
-                         daemon=True).start()
+        if self.process is None:
+            self.process, self.requests, stream = self.open()
+            self.answers, self.is_ready = queue.Queue(), False
+            threading.Thread(target=listen, args=(stream, self.answers), daemon=True).start()
 
-    @staticmethod
-    def listen(stream, answers):
-        try:
-            while (message := receive(stream)) is not None:
-                answers.put(message)
-        except ValueError as error:
-            answers.put({"status": "tampered", "message": str(error)})
-        answers.put(None)
+    def open(self):
+        """-> (process, stream of requests, stream of answers)."""
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        return open_process([sys.executable, str(WORKERS / "worker.py"), str(self.folder)], env)
 
     def send(self, request):
         """Ask without waiting for the answer. (Two workers can then think side by side.)"""
         self.start()
         try:
-            self.process.stdin.write(pack(request))
-            self.process.stdin.flush()
+            self.requests.write(pack(request))
+            self.requests.flush()
         except OSError:
             pass  # it has ended: `wait` will say so
 
@@ -55,14 +49,18 @@ class Worker:
         """The answer to `send`, or {"status": "timeout"}, "crashed" or "tampered"."""
         try:
             if not self.is_ready:
-                self.is_ready = self.answers.get(timeout=START_SECONDS) == {"status": "ready"}
+                ready = self.answers.get(timeout=START_SECONDS) or {}
+                self.is_ready = ready.get("status") == "ready"
+                self.protections = ready.get("protections", [])
             answer = self.answers.get(timeout=seconds) if self.is_ready else None
         except queue.Empty:
             answer = {"status": "timeout", "message": f"no answer within {seconds} seconds: does "
                       "it loop for ever?"}
         if answer is None:
-            code = self.process.wait()
-            answer = {"status": "crashed", "message": f"the process ended with exit code {code}"}
+            answer = {"status": "crashed", "message": "the process ended in the middle of the call "
+                      f"({self.exit_code()})"}
+        if not is_well_formed(answer):
+            answer = {"status": "tampered", "message": "the answer is not one that the worker gives"}
         if answer["status"] in ("timeout", "crashed", "tampered"):
             self.stop()
         return answer
@@ -71,13 +69,120 @@ class Worker:
         self.send(request)
         return self.wait(seconds)
 
+    def exit_code(self):
+        return f"exit code {self.process.wait()}"
+
     def stop(self):
         """End the process and whatever it has started."""
-        if self.process:
+        if self.process is not None:
+            self.end()
             try:
-                os.killpg(self.process.pid, signal.SIGKILL)
-            except (AttributeError, ProcessLookupError, PermissionError):  # Windows; already gone
-                self.process.kill()
-            self.process.wait()
-            self.process.stdin.close()
+                self.requests.close()
+            except OSError:  # what was not sent yet has nobody to go to
+                pass
             self.process = None
+
+    def end(self):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (AttributeError, ProcessLookupError, PermissionError):  # Windows; already gone
+            self.process.kill()
+        self.process.wait()
+
+
+class LockedWorker(Worker):
+    """A worker that gives up what it can (jail.py) before it loads a file, for graders. With a
+    nursery it is forked from there, else it starts cold."""
+
+    def __init__(self, folder, nursery=None):
+        super().__init__(folder)
+        self.nursery = nursery
+
+    def open(self):
+        if self.nursery:
+            return self.nursery.open(self.folder)
+        env = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1",
+               "HOME": str(self.folder), "TMPDIR": str(self.folder)}
+        return open_process([sys.executable, "-I", "-B", str(WORKERS / "worker.py"),
+                             str(self.folder), "--locked"], env, cwd=self.folder)
+
+    def exit_code(self):
+        return "it exited or was killed" if self.nursery else super().exit_code()
+
+    def end(self):
+        if self.nursery:
+            self.nursery.end(self.process)
+        else:
+            super().end()
+
+
+class Nursery:
+    """The warm process of nursery.py. Linux only: other systems start workers cold."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        env = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-B", str(WORKERS / "nursery.py"), str(theirs.fileno())], env=env,
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
+        theirs.close()
+
+    def ask(self, message, pipes=()):
+        with self.lock:
+            socket.send_fds(self.control, [json.dumps(message).encode()], pipes)
+            return json.loads(self.control.recv(65536))["pid"]
+
+    def open(self, folder):
+        (request_end, requests), (answers, answer_end) = os.pipe(), os.pipe()
+        pid = self.ask({"start": str(folder)}, [request_end, answer_end])
+        os.close(request_end)
+        os.close(answer_end)
+        return pid, os.fdopen(requests, "wb"), os.fdopen(answers, "rb")
+
+    def end(self, pid):
+        self.ask({"end": pid})
+
+    def stop(self):
+        self.control.close()
+        self.process.wait()
+
+
+def open_process(command, env, cwd=None):
+    process = subprocess.Popen(command, env=env, cwd=cwd, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    return process, process.stdin, process.stdout
+
+
+def listen(stream, answers):
+    """Put the messages of a stream into a queue, and None at its end. A worker is asked one thing
+    at a time: one that talks without being asked is cut off."""
+    try:
+        while (message := receive(stream)) is not None and answers.qsize() < 4:
+            answers.put(message)
+    except (ValueError, MemoryError) as error:
+        answers.put({"status": "tampered", "message": f"what came from the process is {error}"})
+    answers.put(None)
+    stream.close()
+
+
+def is_well_formed(answer):
+    """Has an answer the parts that the judge looks at? (It may come from a hostile process.)"""
+    def has(**kinds):
+        return all(isinstance(answer.get(name), kind) for name, kind in kinds.items())
+
+    def are_tensors(values):
+        return all(value is None or isinstance(value, torch.Tensor) for value in values)
+
+    if not isinstance(answer, dict) or not has(status=str):
+        return False
+    if "steps" in answer and not (has(steps=list) and all(isinstance(step, dict)
+                                                          for step in answer["steps"])):
+        return False
+    if answer["status"] == "returned":
+        return "steps" in answer or (has(has_graph=bool, grads=dict, inputs=dict)
+                                     and "output" in answer and are_tensors(answer["grads"].values()))
+    if answer["status"] == "raised":
+        return has(type=str, message=str, lines=list)
+    return answer["status"] in ("not_started",) or has(message=str)

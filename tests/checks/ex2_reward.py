@@ -1,4 +1,4 @@
-"""The checks of exercise 2. Mistakes are numbered where a list of pitfalls of the field has them."""
+"""The checks of exercise 2. Numbers of mistakes are those of a list of pitfalls of the field."""
 
 import math
 
@@ -75,8 +75,8 @@ LAST_TOKEN_INDEX = Blank(
         Mistake("always the last position (15)", "Rows without padding on the right agree. What "
                 "stands at the last position of the others?",
                 lambda mask: torch.full((len(mask),), mask.shape[1] - 1)),
-        Mistake("the number of tokens minus 1 (16)", "Rows without padding on the left agree. A row "
-                "of two tokens with padding before them: at which position is the second one?",
+        Mistake("the number of tokens minus 1 (16)", "Rows without padding on the left agree. A "
+                "row of two tokens with padding before them: at which position is the second one?",
                 lambda mask: mask.sum(dim=1) - 1),
         Mistake("the number of tokens (17)", "In a row without padding your index lies outside the "
                 "row. At which number do positions start, and at which one do counts?",
@@ -214,12 +214,13 @@ PREFERENCE_PROBABILITY = Blank(
     formula="P(chosen wins) = sigmoid(chosen - rejected)",
     place=PLACE.format("preference_probability"),
     mistakes=[
-        Mistake("the sign (20)", "Your probability and the expected one add up to 1. Which answer's "
-                "win is it about?", lambda chosen, rejected: torch.sigmoid(rejected - chosen)),
-        Mistake("no sigmoid", "A probability lies between 0 and 1. What maps a difference of scores "
-                "to it?", lambda chosen, rejected: chosen - rejected),
-        Mistake("the chosen score alone", "Your result does not depend on the rejected answer. When "
-                "both are excellent, how likely is the chosen one to win?",
+        Mistake("the sign (20)", "Your probability and the expected one add up to 1. Which "
+                "answer's win is it about?",
+                lambda chosen, rejected: torch.sigmoid(rejected - chosen)),
+        Mistake("no sigmoid", "A probability lies between 0 and 1. What maps a difference of "
+                "scores to it?", lambda chosen, rejected: chosen - rejected),
+        Mistake("the chosen score alone", "Your result does not depend on the rejected answer. "
+                "When both are excellent, how likely is the chosen one to win?",
                 lambda chosen, rejected: torch.sigmoid(chosen)),
         Mistake("softmax over the batch", "Your probabilities add up to 1 over the pairs. Does a "
                 "pair compete with the other pairs?",
@@ -324,8 +325,8 @@ PAIRWISE_LOSS = Blank(
     formula="-log sigmoid(chosen - rejected - margin), summed over the pairs and divided by count",
     place=PLACE.format("pairwise_loss"),
     mistakes=[
-        Mistake("the sign of the difference (20)", "Your loss falls when the rejected answer gets a "
-                "better score. Which of the two should win?",
+        Mistake("the sign of the difference (20)", "Your loss falls when the rejected answer gets "
+                "a better score. Which of the two should win?",
                 pairwise_like(difference=lambda c, r, m: r - c - m)),
         Mistake("log(sigmoid) (21)", "It agrees but where the difference is -120, and yours is not "
                 "finite there. What is the sigmoid of -120 in float32, and which function computes "
@@ -357,11 +358,11 @@ PAIRWISE_LOSS = Blank(
         Mistake("a hinge (26)", "Yours has kinks: a tie costs exactly 1, not ln 2. Which loss did "
                 "Bradley and Terry's probability lead to?",
                 pairwise_like(loss=lambda d: (1 - d).clamp(min=0))),
-        Mistake("no logarithm", "Yours is minus the probability itself. What is done to a probability "
-                "first, so that a pair that is very wrong costs very much?",
+        Mistake("no logarithm", "Yours is minus the probability itself. What is done to a "
+                "probability first, so that a pair that is very wrong costs very much?",
                 pairwise_like(loss=lambda d: -torch.sigmoid(d))),
-        Mistake("no minus", "Yours is the expected loss times -1. Is the logarithm of a probability "
-                "positive or negative?", pairwise_like(loss=F.logsigmoid)),
+        Mistake("no minus", "Yours is the expected loss times -1. Is the logarithm of a "
+                "probability positive or negative?", pairwise_like(loss=F.logsigmoid)),
         Mistake("each score alone", "Add the same number to all scores, and your loss changes. Is "
                 "an answer good by itself here, or better than another one?", each_score_alone),
         Mistake("count is ignored", "Without count it agrees. When the batch comes in pieces, who "
@@ -418,14 +419,14 @@ PREFERENCE_ACCURACY = Blank(
     formula="the number of pairs with chosen > rejected / the number of pairs",
     place=PLACE.format("preference_accuracy"),
     mistakes=[
-        Mistake("a tie is right (27)", "Without ties it agrees. A model that gives every answer the "
-                "same score has learned nothing: what accuracy should it have?",
+        Mistake("a tie is right (27)", "Without ties it agrees. A model that gives every answer "
+                "the same score has learned nothing: what accuracy should it have?",
                 accuracy_like(lambda chosen, rejected: chosen >= rejected)),
         Mistake("a tie is half right", "Without ties it agrees. What does a tie count for here?",
                 accuracy_like(lambda chosen, rejected: (chosen > rejected).float()
                               + 0.5 * (chosen == rejected))),
-        Mistake("the rejected answer wins", "Yours counts the pairs that the model has wrong. Which "
-                "score should be the higher one?",
+        Mistake("the rejected answer wins", "Yours counts the pairs that the model has wrong. "
+                "Which score should be the higher one?",
                 accuracy_like(lambda chosen, rejected: chosen < rejected)),
         Mistake("a number of pairs", "Yours is a count. By what must it be divided?",
                 lambda chosen, rejected: (chosen > rejected).float().sum()),
@@ -443,8 +444,8 @@ PREFERENCE_ACCURACY = Blank(
         Mistake("the means are compared", "Yours is 0 or 1. What is compared first: the two scores "
                 "of each pair, or the means?",
                 accuracy_like(lambda chosen, rejected: chosen.mean() > rejected.mean())),
-        Mistake("every chosen with every rejected", "One pair alone agrees. How many comparisons do "
-                "you make: B, or B times B?",
+        Mistake("every chosen with every rejected", "One pair alone agrees. How many comparisons "
+                "do you make: B, or B times B?",
                 accuracy_like(lambda chosen, rejected: chosen.unsqueeze(1) > rejected)),
         Mistake("one result a pair", "Your entries are right, one a pair. How many numbers are "
                 "asked for?", lambda chosen, rejected: (chosen > rejected).float())],

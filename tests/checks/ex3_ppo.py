@@ -1,4 +1,4 @@
-"""The checks of exercise 3: log-probabilities, rewards and advantages (the losses are in
+"""The checks of exercise 3, from log-probabilities to advantages (what follows is in
 ex3_ppo_losses.py). Mistakes are numbered where a list of pitfalls of the field has them."""
 
 import math
@@ -87,28 +87,28 @@ def logprobs_by_logsumexp(logits, response, temperature=1.0):
 
 LOGPROBS = Blank(
     FILE, "response_logprobs", logprobs_cases, slow_logprobs,
-    formula="log softmax(z_t / temperature)[y_t], where z_t is the row of logits one position before "
-    "the token y_t, in float32",
+    formula="log softmax(z_t / temperature)[y_t] in float32, where z_t is the row of logits one "
+    "position before the token y_t",
     place=PLACE.format("response_logprobs"),
     mistakes=[
         Mistake("the token's own position (28)", "At its own position the model has already read "
                 "the token. Which position had to guess it?",
                 logprobs_like(positions=slice(1, None))),
-        Mistake("shifted twice", "T tokens go in, and T-1 numbers come out. The logits already begin "
-                "one position before the response: what else did you cut?",
+        Mistake("shifted twice", "T tokens go in, and T-1 numbers come out. The logits already "
+                "begin one position before the response: what else did you cut?",
                 logprobs_like(tokens=slice(1, None))),
         Mistake("raw logits (29)", "Does the sum of exp of your numbers over the whole vocabulary "
                 "make 1?", logprobs_like(normalise=lambda z: z)),
         Mistake("probabilities (30)", "Your numbers lie between 0 and 1. In what range are "
                 "logarithms of probabilities?", logprobs_like(normalise=lambda z: z.softmax(-1))),
-        Mistake("the log of softmax (31)", "It agrees on small logits, and on large ones it is -inf. "
-                "What is softmax of a logit 200 below the best, in float32?",
+        Mistake("the log of softmax (31)", "It agrees on small logits, and on large ones it is "
+                "-inf. What is softmax of a logit 200 below the best, in float32?",
                 logprobs_like(normalise=lambda z: z.softmax(-1).log())),
         Mistake("softmax over the positions (32)", "Over which dimension should the probabilities "
                 "sum to 1: the positions or the vocabulary?",
                 logprobs_like(normalise=lambda z: z.log_softmax(dim=1))),
-        Mistake("squeezes all dimensions (33)", "With several rows and tokens it agrees. What becomes "
-                "of a batch of one row, or of one token, in your last step?",
+        Mistake("squeezes all dimensions (33)", "With several rows and tokens it agrees. What "
+                "becomes of a batch of one row, or of one token, in your last step?",
                 logprobs_like(finish=lambda picked, temperature: picked.squeeze().float())),
         Mistake("no temperature (34)", "At temperature 1 it agrees. From which distribution were "
                 "the tokens sampled?", logprobs_like(scale=lambda z, temperature: z)),
@@ -119,8 +119,8 @@ LOGPROBS = Blank(
                 "probabilities still sum to 1 at another one?",
                 logprobs_like(scale=lambda z, temperature: z, finish=lambda picked, temperature: (
                     picked.squeeze(-1) / temperature))),
-        Mistake("computed in half precision", "In float32 it agrees. In bfloat16 numbers have three "
-                "digits: when do you change the dtype?", logprobs_like(cast=lambda z: z)),
+        Mistake("computed in half precision", "In float32 it agrees. In bfloat16 numbers have "
+                "three digits: when do you change the dtype?", logprobs_like(cast=lambda z: z)),
         Mistake("the result stays in half precision", "In float32 it agrees. Which dtype has the "
                 "result when the logits are bfloat16?", logprobs_like(
                     cast=lambda z: z, finish=lambda picked, temperature: picked.squeeze(-1))),
@@ -216,20 +216,22 @@ MASK = Blank(
     place=PLACE.format("response_mask"),
     mistakes=[
         Mistake("the end token is left out (2)", "Every row with an end is one token short. Should "
-                "the policy learn to stop?", mask_like(lambda is_end, before: before + is_end == 0)),
+                "the policy learn to stop?",
+                mask_like(lambda is_end, before: before + is_end == 0)),
         Mistake("what follows the first end token is kept", "Rows with one end token at their end "
                 "agree. How many end tokens may have come before a token that counts?",
                 mask_like(lambda is_end, before: before + is_end <= 1)),
-        Mistake("one token too many", "The mask ends one token after the end token. Do you count the "
-                "end tokens before a token, or those before its neighbour?", mask_like(one_too_many)),
-        Mistake("up to the last end token", "Rows with one end token agree. Which of several ends a "
-                "response?", mask_like(up_to_the_last)),
-        Mistake("masked by id (7)", "Only end tokens are masked. Are the words that follow one part "
-                "of the response?", mask_like(lambda is_end, before: is_end == 0)),
-        Mistake("one end token only", "With one end token it agrees. What of the others in eos_ids?",
-                mask_like(right_mask, ends=slice(1))),
-        Mistake("a row without an end has one token", "Rows with an end token agree. What does your "
-                "search give in a row where it finds nothing?", mask_like(up_to_argmax)),
+        Mistake("one token too many", "The mask ends one token after the end token. Do you count "
+                "the end tokens before a token, or those before its neighbour?",
+                mask_like(one_too_many)),
+        Mistake("up to the last end token", "Rows with one end token agree. Which of several ends "
+                "a response?", mask_like(up_to_the_last)),
+        Mistake("masked by id (7)", "Only end tokens are masked. Are the words that follow one "
+                "part of the response?", mask_like(lambda is_end, before: is_end == 0)),
+        Mistake("one end token only", "With one end token it agrees. What of the others in "
+                "eos_ids?", mask_like(right_mask, ends=slice(1))),
+        Mistake("a row without an end has one token", "Rows with an end token agree. What does "
+                "your search give in a row where it finds nothing?", mask_like(up_to_argmax)),
         Mistake("a row without an end has no token", "Rows with an end token agree. Is a response "
                 "that was cut off before its end no response?",
                 mask_like(lambda is_end, before: (before == 0) & (is_end.sum(1, True) > 0))),
@@ -285,8 +287,8 @@ def kl_like(arrange=lambda new, ref: (new, ref), finish=lambda x, new: x, choose
     """A version of kl_penalty. `wrong` replaces estimators, as functions of log r."""
     def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
         new, ref = arrange(logprobs, ref_logprobs)
-        estimators = {"k1": lambda x: -x, "k2": lambda x: x ** 2 / 2, "k3": lambda x: x.exp() - 1 - x}
-        return finish({**estimators, **wrong}[choose(estimator)](ref - new), logprobs)
+        right = {"k1": lambda x: -x, "k2": lambda x: x ** 2 / 2, "k3": lambda x: x.exp() - 1 - x}
+        return finish({**right, **wrong}[choose(estimator)](ref - new), logprobs)
     return kl_penalty
 
 
@@ -302,31 +304,32 @@ KL = Blank(
     formula="k1 = -log r; k2 = (log r)^2 / 2; k3 = (r - 1) - log r; with r = p_ref / p",
     place=PLACE.format("kl_penalty"),
     mistakes=[
-        Mistake("k1 with the wrong sign (37)", "k1 is exactly -1 times the expected one. What should "
-                "its sign be where the policy likes a token better than the reference does?",
+        Mistake("k1 with the wrong sign (37)", "k1 is exactly -1 times the expected one. What "
+                "should its sign be where the policy likes a token better than the reference does?",
                 kl_like(k1=lambda x: x)),
         Mistake("the size of k1 (38)", "Your k1 is never negative. Is its mean then still the KL?",
                 kl_like(k1=torch.abs)),
-        Mistake("k2 without the half (39)", "k2 is exactly twice the expected one. What is a square's "
-                "derivative, and what must the KL's be near 0?", kl_like(k2=torch.square)),
-        Mistake("k3 upside down (40)", "Your k3 agrees while the policies are close, and differs when "
-                "they are far apart. Which way round is r?", kl_like(k3=lambda x: (-x).exp() - 1 + x)),
+        Mistake("k2 without the half (39)", "k2 is exactly twice the expected one. What is a "
+                "square's derivative, and what must the KL's be near 0?", kl_like(k2=torch.square)),
+        Mistake("k3 upside down (40)", "Your k3 agrees while the policies are close, and differs "
+                "when they are far apart. Which way round is r?",
+                kl_like(k3=lambda x: (-x).exp() - 1 + x)),
         Mistake("k3 without -1 (41)", "What is your k3 where both policies are the same, and what "
                 "is the KL of a distribution from itself?", kl_like(k3=lambda x: x.exp() - x)),
         Mistake("k3 negated (42)", "Can your k3 be positive? And can a KL be negative?",
                 kl_like(k3=lambda x: x - (x.exp() - 1))),
-        Mistake("k3 without the logarithm", "Is your k3 ever negative? What does Schulman's k3 take "
-                "off r - 1 so that it never is?", kl_like(k3=lambda x: x.exp() - 1)),
-        Mistake("weighted by the probability (43)", "The tokens were drawn from the policy, so likely "
-                "ones already come up often. By what do you multiply?",
+        Mistake("k3 without the logarithm", "Is your k3 ever negative? What does Schulman's k3 "
+                "take off r - 1 so that it never is?", kl_like(k3=lambda x: x.exp() - 1)),
+        Mistake("weighted by the probability (43)", "The tokens were drawn from the policy, so "
+                "likely ones already come up often. By what do you multiply?",
                 kl_like(finish=lambda x, new: x * new.exp())),
         Mistake("policy and reference swapped", "k2 agrees, k1 has the wrong sign and k3 is upside "
                 "down. Which of the two policies sampled the tokens?",
                 kl_like(arrange=lambda new, ref: (ref, new))),
         Mistake("always k1", "k1 agrees. Do the other names change anything in your function?",
                 kl_like(choose=lambda name: "k1")),
-        Mistake("summed over the tokens", "Which shape is promised: a number a response or a number "
-                "a token?", kl_like(finish=lambda x, new: x.sum(dim=1))),
+        Mistake("summed over the tokens", "Which shape is promised: a number a response or a "
+                "number a token?", kl_like(finish=lambda x, new: x.sum(dim=1))),
         Mistake("the reference is detached (36)", "The numbers are right. Is it this function's "
                 "business to decide what is constant? (The lesson once puts the policy second.)",
                 kl_like(arrange=lambda new, ref: (new, ref.detach()))),
@@ -414,8 +417,8 @@ REWARDS = Blank(
     formula="r_t = -beta KL_t on real tokens, plus the score on the last of them",
     place=PLACE.format("shape_rewards"),
     mistakes=[
-        Mistake("the penalty is a bonus (45)", "The score arrives where it should. Does a token with "
-                "a large KL lose or gain?", rewards_like(sign=1.0)),
+        Mistake("the penalty is a bonus (45)", "The score arrives where it should. Does a token "
+                "with a large KL lose or gain?", rewards_like(sign=1.0)),
         Mistake("the score on the last column (46)", "Rows without padding agree. In a short row, "
                 "what stands in the last column?", rewards_like(place=at(lambda n: -1))),
         Mistake("the score on every token (47)", "How much would a response of ten tokens earn in "
@@ -423,8 +426,8 @@ REWARDS = Blank(
         Mistake("all of the KL on the last token (48)", "A row's total agrees. Which token should "
                 "pay for which KL?", rewards_like(penalty=lambda kl, mask: (
                     last_of(mask) * (kl * mask).sum(dim=1, keepdim=True)))),
-        Mistake("the KL of the padding (49)", "Rows without padding agree. What should the reward be "
-                "where the mask is 0?", rewards_like(penalty=lambda kl, mask: kl)),
+        Mistake("the KL of the padding (49)", "Rows without padding agree. What should the reward "
+                "be where the mask is 0?", rewards_like(penalty=lambda kl, mask: kl)),
         Mistake("the score replaces the KL (50)", "All tokens but the last agree. What of the last "
                 "token's own KL?", rewards_like(keep=0.0)),
         Mistake("scores along the tokens (89)", "Scores are (B,) and rewards (B, T). To which "
@@ -438,8 +441,8 @@ REWARDS = Blank(
                       ("last", lambda n: n - 1), ("first", lambda n: (n - 1).clamp(min=0)))],
         Mistake("no score", "The penalties are right. Where does the score come in?",
                 rewards_like(place=lambda scores, mask: 0.0)),
-        Mistake("writes into the KL", "Your function changes the KL that it was given. Who else still "
-                "needs it?", rewards_in_place)],
+        Mistake("writes into the KL", "Your function changes the KL that it was given. Who else "
+                "still needs it?", rewards_in_place)],
     right={"a loop over the rows, in float64": rewards_by_loops})
 
 
@@ -536,7 +539,8 @@ def gae_as_a_matrix(rewards, values, mask, gamma, lam):
 
 GAE = Blank(
     FILE, "compute_gae", gae_cases, slow_gae,
-    formula="delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}; returns = A + V",
+    formula="delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}; "
+    "returns = A + V",
     place=PLACE.format("compute_gae"),
     mistakes=[
         Mistake("the loop runs forward (51)", "A_t needs A_{t+1}. From which end must the loop "
@@ -565,139 +569,4 @@ GAE = Blank(
     right={"as a matrix product in float64": gae_as_a_matrix})
 
 
-# ---- masked_whiten ------------------------------------------------------------------------------
-
-
-def whiten_cases(seed):
-    def case(note, lengths, draw=0, scale=2.0, mean=5.0, **options):
-        mask = ragged_mask(lengths)
-        x = mean + scale * normal(*mask.shape, seed=seed + draw) + 30 * (1 - mask)
-        return Case(note, {"x": x, "mask": mask, **options})
-
-    def by_hand(note, x, mask, expect, **options):
-        return Case(f"{note}, worked by hand", {
-            "x": torch.tensor(x), "mask": torch.tensor(mask), **options},
-            expect=torch.tensor(expect))
-
-    ragged = [5, 1, 3, 2, 5]
-    full, x = [[1.0, 1.0, 1.0]], [[2.0, 4.0, 6.0]]
-    return [by_hand("one row without padding", x, full, [[-1.0, 0.0, 1.0]]),
-            by_hand("shift_mean False", x, full, [[1.0, 2.0, 3.0]], shift_mean=False),
-            by_hand("eps 5", x, full, [[-2 / 3, 0.0, 2 / 3]], shift_mean=True, eps=5.0),
-            by_hand("one real entry in all", [[3.0, 7.0, 7.0]], [[1.0, 0.0, 0.0]],
-                    [[0.0, 0.0, 0.0]]),
-            by_hand("one real entry in all, shift_mean False", [[3.0, 7.0], [7.0, 7.0]],
-                    [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], shift_mean=False),
-            by_hand("no real entry", [[3.0, 7.0, 7.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]),
-            by_hand("no spread at all", [[5.0, 5.0, 9.0, 9.0], [5.0, 5.0, 9.0, 9.0]],
-                    [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.0] * 4] * 2),
-            case("rows that end early, noise at the padding", ragged, draw=10),
-            case("a row without any entry", [4, 0, 2], draw=20),
-            case("shift_mean False, rows that end early", ragged, draw=30, shift_mean=False),
-            case("shift_mean False, eps 0.5", [3, 1, 4, 4], draw=40, shift_mean=False, eps=0.5),
-            case("nearly no spread", ragged, draw=50, scale=1e-4, mean=0.0),
-            case("nearly no spread, two rows", [4, 2], draw=60, scale=1e-4, mean=0.0)]
-
-
-def slow_whiten(x, mask, shift_mean=True, eps=1e-8):
-    real = [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1]) if mask[b, t] == 1]
-    result = torch.zeros(x.shape)
-    if len(real) < 2:
-        return result
-    numbers = [float(x[place]) for place in real]
-    mean = sum(numbers) / len(numbers)
-    variance = sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
-    for place, number in zip(real, numbers):
-        result[place] = (number - (mean if shift_mean else 0)) / math.sqrt(variance + eps)
-    return result
-
-
-def moments(x, mask):
-    """Mean and unbiased variance over the real entries."""
-    n = mask.sum()
-    mean = (x * mask).sum() / n
-    return mean, ((x - mean).square() * mask).sum() / (n - 1)
-
-
-def moments_by_row(x, mask):
-    n = mask.sum(dim=1, keepdim=True)
-    mean = (x * mask).sum(dim=1, keepdim=True) / n.clamp(min=1)
-    squares = ((x - mean).square() * mask).sum(dim=1, keepdim=True)
-    return mean, squares / (n - 1).clamp(min=1)
-
-
-def whiten_like(stats=moments, scale=lambda variance, eps: (variance + eps).rsqrt(),
-                apply=lambda x, mean, factor, shift: (x - shift * mean) * factor,
-                clean=lambda x, mask: x * mask, least=2):
-    """A version of masked_whiten with parts that can be set wrong."""
-    def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
-        if mask.sum() < least:
-            return torch.zeros_like(x)
-        mean, variance = stats(x, mask)
-        return clean(apply(x, mean, scale(variance, eps), shift_mean), mask)
-    return masked_whiten
-
-
-def whiten_about_zero(x, mask, shift_mean=True, eps=1e-8):
-    """Without shift_mean the variance is the mean square."""
-    squares = lambda x, mask: (0.0, (x.square() * mask).sum() / (mask.sum() - 1))
-    return whiten_like(stats=moments if shift_mean else squares)(x, mask, shift_mean, eps)
-
-
-def whiten_chosen_entries(x, mask, shift_mean=True, eps=1e-8):
-    real, result = mask.bool(), torch.zeros_like(x)
-    if real.sum() > 1:
-        chosen = x[real].double()
-        scaled = chosen / (chosen.var() + eps).sqrt()
-        result[real] = (scaled - scaled.mean() if shift_mean else scaled).float()
-    return result
-
-
-WHITEN = Blank(
-    FILE, "masked_whiten", whiten_cases, slow_whiten,
-    formula="(x - mean) / sqrt(var + eps), mean and unbiased var over the real entries; without "
-    "shift_mean x / sqrt(var + eps); 0 off the mask, and everywhere when there are fewer than two",
-    place=PLACE.format("masked_whiten"),
-    mistakes=[
-        Mistake("the padding counts (60)", "Without padding it agrees. Which numbers belong to the "
-                "mean and the variance?", whiten_like(lambda x, mask: (x.mean(), x.var()))),
-        Mistake("the padding counts as zeros (60)", "Without padding it agrees. You multiply by the "
-                "mask: by how many entries do you divide?",
-                whiten_like(lambda x, mask: ((x * mask).mean(), (x * mask).var()))),
-        Mistake("the padding counts in the variance (60)", "The mean is right. Whose squares do you "
-                "add up?", whiten_like(lambda x, mask: (
-                    moments(x, mask)[0],
-                    (x - moments(x, mask)[0]).square().sum() / (mask.sum() - 1)))),
-        Mistake("the biased variance (61)", "Every entry is sqrt(n / (n - 1)) times the expected one. "
-                "Which of the two variances do you divide by?", whiten_like(lambda x, mask: (
-                    moments(x, mask)[0], moments(x, mask)[1] * (mask.sum() - 1) / mask.sum()))),
-        Mistake("the mean is never removed (62)", "With shift_mean False it agrees. What should the "
-                "mean be otherwise?", whiten_like(apply=lambda x, mean, f, shift: x * f)),
-        Mistake("the mean is always removed (62)", "With shift_mean True it agrees. What does your "
-                "function do when it is False?",
-                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f)),
-        Mistake("the mean is put back unscaled (62)", "With shift_mean True it agrees. Without it x "
-                "is only scaled: is the mean scaled in yours?",
-                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f + (not shift) * mean)),
-        Mistake("the mean square for the variance", "With shift_mean True it agrees. Is a variance "
-                "about 0 or about the mean?", whiten_about_zero),
-        Mistake("each row by itself (63)", "A single row agrees. Over what are mean and variance "
-                "taken: a row or the batch?", whiten_like(moments_by_row)),
-        Mistake("divided by the variance (64)", "Is the variance of your result 1? Which power of "
-                "the variance must a number be divided by?",
-                whiten_like(scale=lambda variance, eps: 1 / (variance + eps))),
-        Mistake("eps outside the root (80)", "It agrees where the spread is large. Is eps added to "
-                "the variance or to its root?",
-                whiten_like(scale=lambda variance, eps: 1 / (variance.sqrt() + eps))),
-        Mistake("an eps of its own", "With the default eps it agrees. Do you use the one that is "
-                "given?", whiten_like(scale=lambda variance, eps: (variance + 1e-8).rsqrt())),
-        Mistake("the padding is not 0", "Real entries agree. What should stand where the mask is 0?",
-                whiten_like(clean=lambda x, mask: x)),
-        Mistake("too few entries", "It agrees where there is something to whiten. What is the "
-                "variance of a single number, with n - 1 below?", whiten_like(least=0)),
-        Mistake("one entry counts as enough", "It agrees where there is something to whiten. From "
-                "how many entries on is there an unbiased variance?", whiten_like(least=1))],
-    right={"chosen entries in float64, the shift last": whiten_chosen_entries})
-
-
-BLANKS = [LOGPROBS, MASK, KL, REWARDS, GAE, WHITEN] + ex3_ppo_losses.BLANKS
+BLANKS = [LOGPROBS, MASK, KL, REWARDS, GAE] + ex3_ppo_losses.BLANKS

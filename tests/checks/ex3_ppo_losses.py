@@ -1,16 +1,150 @@
-"""The checks of exercise 3, continued: the losses, the entropy and the KL controller. Mistakes are
-numbered where a list of pitfalls of the field has them."""
+"""The checks of exercise 3, continued: whitening, the losses, the entropy and the KL controller.
+Mistakes are numbered where a list of pitfalls of the field has them."""
 
 import math
 
 import torch
-import torch.nn.functional as F
 
 from .core import Blank, Case, Mistake
 from .inputs import integers, normal, ragged_mask
 
 FILE, PLACE = "ex3_ppo", 'section "The maths" of lesson3_ppo.py, function {}'
 log = math.log
+
+
+# ---- masked_whiten ------------------------------------------------------------------------------
+
+
+def whiten_cases(seed):
+    def case(note, lengths, draw=0, scale=2.0, mean=5.0, **options):
+        mask = ragged_mask(lengths)
+        x = mean + scale * normal(*mask.shape, seed=seed + draw) + 30 * (1 - mask)
+        return Case(note, {"x": x, "mask": mask, **options})
+
+    def by_hand(note, x, mask, expect, **options):
+        return Case(f"{note}, worked by hand", {
+            "x": torch.tensor(x), "mask": torch.tensor(mask), **options},
+            expect=torch.tensor(expect))
+
+    ragged = [5, 1, 3, 2, 5]
+    full, x = [[1.0, 1.0, 1.0]], [[2.0, 4.0, 6.0]]
+    return [by_hand("one row without padding", x, full, [[-1.0, 0.0, 1.0]]),
+            by_hand("shift_mean False", x, full, [[1.0, 2.0, 3.0]], shift_mean=False),
+            by_hand("eps 5", x, full, [[-2 / 3, 0.0, 2 / 3]], shift_mean=True, eps=5.0),
+            by_hand("one real entry in all", [[3.0, 7.0, 7.0]], [[1.0, 0.0, 0.0]],
+                    [[0.0, 0.0, 0.0]]),
+            by_hand("one real entry in all, shift_mean False", [[3.0, 7.0], [7.0, 7.0]],
+                    [[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], shift_mean=False),
+            by_hand("no real entry", [[3.0, 7.0, 7.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]),
+            by_hand("no spread at all", [[5.0, 5.0, 9.0, 9.0], [5.0, 5.0, 9.0, 9.0]],
+                    [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.0] * 4] * 2),
+            case("rows that end early, noise at the padding", ragged, draw=10),
+            case("a row without any entry", [4, 0, 2], draw=20),
+            case("shift_mean False, rows that end early", ragged, draw=30, shift_mean=False),
+            case("shift_mean False, eps 0.5", [3, 1, 4, 4], draw=40, shift_mean=False, eps=0.5),
+            case("nearly no spread", ragged, draw=50, scale=1e-4, mean=0.0),
+            case("nearly no spread, two rows", [4, 2], draw=60, scale=1e-4, mean=0.0)]
+
+
+def slow_whiten(x, mask, shift_mean=True, eps=1e-8):
+    real = [(b, t) for b in range(x.shape[0]) for t in range(x.shape[1]) if mask[b, t] == 1]
+    result = torch.zeros(x.shape)
+    if len(real) < 2:
+        return result
+    numbers = [float(x[place]) for place in real]
+    mean = sum(numbers) / len(numbers)
+    variance = sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
+    for place, number in zip(real, numbers):
+        result[place] = (number - (mean if shift_mean else 0)) / math.sqrt(variance + eps)
+    return result
+
+
+def moments(x, mask):
+    """Mean and unbiased variance over the real entries."""
+    n = mask.sum()
+    mean = (x * mask).sum() / n
+    return mean, ((x - mean).square() * mask).sum() / (n - 1)
+
+
+def moments_by_row(x, mask):
+    n = mask.sum(dim=1, keepdim=True)
+    mean = (x * mask).sum(dim=1, keepdim=True) / n.clamp(min=1)
+    squares = ((x - mean).square() * mask).sum(dim=1, keepdim=True)
+    return mean, squares / (n - 1).clamp(min=1)
+
+
+def whiten_like(stats=moments, scale=lambda variance, eps: (variance + eps).rsqrt(),
+                apply=lambda x, mean, factor, shift: (x - shift * mean) * factor,
+                clean=lambda x, mask: x * mask, least=2):
+    """A version of masked_whiten with parts that can be set wrong."""
+    def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
+        if mask.sum() < least:
+            return torch.zeros_like(x)
+        mean, variance = stats(x, mask)
+        return clean(apply(x, mean, scale(variance, eps), shift_mean), mask)
+    return masked_whiten
+
+
+def whiten_about_zero(x, mask, shift_mean=True, eps=1e-8):
+    """Without shift_mean the variance is the mean square."""
+    squares = lambda x, mask: (0.0, (x.square() * mask).sum() / (mask.sum() - 1))
+    return whiten_like(stats=moments if shift_mean else squares)(x, mask, shift_mean, eps)
+
+
+def whiten_chosen_entries(x, mask, shift_mean=True, eps=1e-8):
+    real, result = mask.bool(), torch.zeros_like(x)
+    if real.sum() > 1:
+        chosen = x[real].double()
+        scaled = chosen / (chosen.var() + eps).sqrt()
+        result[real] = (scaled - scaled.mean() if shift_mean else scaled).float()
+    return result
+
+
+WHITEN = Blank(
+    FILE, "masked_whiten", whiten_cases, slow_whiten,
+    formula="(x - mean) / sqrt(var + eps), mean and unbiased var over the real entries; without "
+    "shift_mean x / sqrt(var + eps); 0 off the mask, and everywhere when there are fewer than two",
+    place=PLACE.format("masked_whiten"),
+    mistakes=[
+        Mistake("the padding counts (60)", "Without padding it agrees. Which numbers belong to the "
+                "mean and the variance?", whiten_like(lambda x, mask: (x.mean(), x.var()))),
+        Mistake("the padding counts as zeros (60)", "Without padding it agrees. You multiply by "
+                "the mask: by how many entries do you divide?",
+                whiten_like(lambda x, mask: ((x * mask).mean(), (x * mask).var()))),
+        Mistake("the padding counts in the variance (60)", "The mean is right. Whose squares do "
+                "you add up?", whiten_like(lambda x, mask: (
+                    moments(x, mask)[0],
+                    (x - moments(x, mask)[0]).square().sum() / (mask.sum() - 1)))),
+        Mistake("the biased variance (61)", "Every entry is sqrt(n / (n - 1)) times the expected "
+                "one. Which of the two variances do you divide by?", whiten_like(lambda x, mask: (
+                    moments(x, mask)[0], moments(x, mask)[1] * (mask.sum() - 1) / mask.sum()))),
+        Mistake("the mean is never removed (62)", "With shift_mean False it agrees. What should "
+                "the mean be otherwise?", whiten_like(apply=lambda x, mean, f, shift: x * f)),
+        Mistake("the mean is always removed (62)", "With shift_mean True it agrees. What does your "
+                "function do when it is False?",
+                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f)),
+        Mistake("the mean is put back unscaled (62)", "With shift_mean True it agrees. Without it "
+                "x is only scaled: is the mean scaled in yours?",
+                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f + (not shift) * mean)),
+        Mistake("the mean square for the variance", "With shift_mean True it agrees. Is a variance "
+                "about 0 or about the mean?", whiten_about_zero),
+        Mistake("each row by itself (63)", "A single row agrees. Over what are mean and variance "
+                "taken: a row or the batch?", whiten_like(moments_by_row)),
+        Mistake("divided by the variance (64)", "Is the variance of your result 1? Which power of "
+                "the variance must a number be divided by?",
+                whiten_like(scale=lambda variance, eps: 1 / (variance + eps))),
+        Mistake("eps outside the root (80)", "It agrees where the spread is large. Is eps added to "
+                "the variance or to its root?",
+                whiten_like(scale=lambda variance, eps: 1 / (variance.sqrt() + eps))),
+        Mistake("an eps of its own", "With the default eps it agrees. Do you use the one that is "
+                "given?", whiten_like(scale=lambda variance, eps: (variance + 1e-8).rsqrt())),
+        Mistake("the padding is not 0", "Real entries agree. What should stand where the mask is "
+                "0?", whiten_like(clean=lambda x, mask: x)),
+        Mistake("too few entries", "It agrees where there is something to whiten. What is the "
+                "variance of a single number, with n - 1 below?", whiten_like(least=0)),
+        Mistake("one entry counts as enough", "It agrees where there is something to whiten. From "
+                "how many entries on is there an unbiased variance?", whiten_like(least=1))],
+    right={"chosen entries in float64, the shift last": whiten_chosen_entries})
 
 
 # ---- Averages -----------------------------------------------------------------------------------
@@ -46,8 +180,8 @@ def average_mistakes(version):
                     mask.sum().clamp(min=1) if count is None else count)))),
         Mistake("count is ignored", "Without a count it agrees. By what do you divide when a count "
                 "is given?", version(average=lambda x, mask, count: average(x, mask, None))),
-        Mistake("0 divided by 0", "It agrees where there are real tokens. By how many do you divide "
-                "where there are none?", version(average=average_by(torch.Tensor.sum)))]
+        Mistake("0 divided by 0", "It agrees where there are real tokens. By how many do you "
+                "divide where there are none?", version(average=average_by(torch.Tensor.sum)))]
 
 
 def on_grid(x):
@@ -61,9 +195,11 @@ def on_grid(x):
 def policy_cases(seed):
     def case(note, mask, clip_range=0.2, scale=0.5, draw=0, **count):
         old = -normal(*mask.shape, seed=seed + draw).abs() - 0.1
-        new = old + on_grid(scale * normal(*mask.shape, seed=seed + draw + 1))
+        move = on_grid(scale * normal(*mask.shape, seed=seed + draw + 1))
         advantages = 2 * normal(*mask.shape, seed=seed + draw + 2) + 0.5
-        return Case(note, {"logprobs": new, "old_logprobs": old, "advantages": advantages,
+        # Whatever the seed: one token that is clipped, and one that is not, far outside the clip.
+        move[0, :2], advantages[0, :2] = 1.0, torch.tensor([1.5, -1.5])
+        return Case(note, {"logprobs": old + move, "old_logprobs": old, "advantages": advantages,
                            "mask": mask, "clip_range": clip_range, **count}, grad=("logprobs",))
 
     four = Case("ratios 2 and 0.5 with advantages of both signs, worked by hand", {
@@ -126,7 +262,8 @@ def log_ratio_clamped(logprobs, old_logprobs, advantages, mask, clip_range, coun
 def policy_loss_by_cases(logprobs, old_logprobs, advantages, mask, clip_range, count=None):
     """The branches written out: only a gain beyond the clip is cut off."""
     ratio = (logprobs - old_logprobs).exp()
-    cut = ((advantages > 0) & (ratio > 1 + clip_range)) | ((advantages < 0) & (ratio < 1 - clip_range))
+    too_high, too_low = ratio > 1 + clip_range, ratio < 1 - clip_range
+    cut = ((advantages > 0) & too_high) | ((advantages < 0) & too_low)
     edge = torch.where(advantages > 0, 1 + clip_range, 1 - clip_range)
     objective = advantages * torch.where(cut, edge, ratio)
     real = mask.bool()
@@ -136,8 +273,8 @@ def policy_loss_by_cases(logprobs, old_logprobs, advantages, mask, clip_range, c
 
 POLICY_LOSS = Blank(
     FILE, "ppo_policy_loss", policy_cases, slow_policy_loss,
-    formula="max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) with ratio = exp(new - old), summed over "
-    "the real tokens and divided by count",
+    formula="max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) with ratio = exp(new - old), summed "
+    "over the real tokens and divided by count",
     place=PLACE.format("ppo_policy_loss"),
     mistakes=[
         Mistake("the smaller loss (65)", "At ratio 1 it agrees. Pessimistic means that the larger "
@@ -160,10 +297,10 @@ POLICY_LOSS = Blank(
         Mistake("old log-probs are the current ones (72)", "Where the policy has moved, your ratio "
                 "is still 1. Which policy sampled?",
                 policy_loss_like(ratio=lambda new, old: torch.exp(new - new))),
-        Mistake("the log-ratio is clipped (73)", "Close to the clip range, not quite on it: are 1 - "
-                "eps and 1 + eps bounds of the ratio or of its logarithm?", log_ratio_clamped),
-        Mistake("the fraction counts both sides", "The loss is right. A ratio outside the clip counts "
-                "only where the clipped term decides: when does it not?",
+        Mistake("the log-ratio is clipped (73)", "Close to the clip range, not quite on it: are 1 "
+                "- eps and 1 + eps bounds of the ratio or of its logarithm?", log_ratio_clamped),
+        Mistake("the fraction counts both sides", "The loss is right. A ratio outside the clip "
+                "counts only where the clipped term decides: when does it not?",
                 policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: r != bounded)),
         Mistake("the fraction counts ties", "The loss is right. Inside the clip the two terms are "
                 "equal: is such a token clipped?",
@@ -183,6 +320,10 @@ def value_cases(seed):
         old, move, error = (on_grid(scale * normal(*mask.shape, seed=seed + draw + i))
                             for i, scale in enumerate((1.0, moved, 1.0)))
         old = old + 5
+        # Whatever the seed: one value that jumps to its return, and one that jumps away from it.
+        error[0, :2] = torch.tensor([1.0, -1.0])
+        if moved:
+            move[0, :2] = 1.0
         return Case(note, {"values": old + move, "old_values": old, "returns": old + error,
                            "mask": mask, "clip_range": clip_range, **count}, grad=("values",))
 
@@ -239,40 +380,37 @@ def value_loss_by_cases(values, old_values, returns, mask, clip_range, count=Non
 
 VALUE_LOSS = Blank(
     FILE, "ppo_value_loss", value_cases, slow_value_loss,
-    formula="1/2 max((V - R)^2, (clipped - R)^2) with clipped = old + clip(V - old, -eps, eps), summed "
-    "over the real tokens and divided by count",
+    formula="1/2 max((V - R)^2, (clipped - R)^2) with clipped = old + clip(V - old, -eps, eps), "
+    "summed over the real tokens and divided by count",
     place=PLACE.format("ppo_value_loss"),
     mistakes=[
         Mistake("the smaller error (74)", "Inside the clip it agrees. Pessimistic means that the "
                 "larger of the two errors counts: which one do you take?",
                 value_loss_like(choose=torch.min)),
-        Mistake("the half is missing (75)", "Value and gradient are exactly twice the expected ones. "
-                "Which factor belongs to a squared error here?", value_loss_like(half=1.0)),
-        Mistake("clipped around the return (76)", "The value should stay near something. Is that the "
-                "return, or what it was when the responses were sampled?",
-                value_loss_like(bound=lambda new, old, returns, eps: (
-                    returns + (new - returns).clamp(-eps, eps)))),
-        Mistake("the value itself is clipped (76)", "Where are your clipped values, whatever the old "
-                "ones are? What should be at most eps: a value or a change?",
+        Mistake("the half is missing (75)", "Value and gradient are exactly twice the expected "
+                "ones. Which factor belongs to a squared error here?", value_loss_like(half=1.0)),
+        Mistake("the value itself is clipped (76)", "Where are your clipped values, whatever the "
+                "old ones are? What should be at most eps: a value or a change?",
                 value_loss_like(bound=lambda new, old, returns, eps: new.clamp(-eps, eps))),
         Mistake("the clip starts from the new value", "Your clipped value is eps away from the new "
                 "one. From which of the two may it be eps away?",
                 value_loss_like(bound=lambda new, old, returns, eps: (
                     new + (old - new).clamp(-eps, eps)))),
-        Mistake("the clip is a share of the old value", "The policy's ratio is near 1, so its bounds "
-                "are 1 - eps and 1 + eps. Is the value's change a ratio too?",
+        Mistake("the clip is a share of the old value", "The policy's ratio is near 1, so its "
+                "bounds are 1 - eps and 1 + eps. Is the value's change a ratio too?",
                 value_loss_like(bound=lambda new, old, returns, eps: (
                     new.clamp(old * (1 - eps), old * (1 + eps))))),
-        Mistake("only the change is compared", "What does your clipped term hold besides the change "
-                "of the value?", value_loss_like(
+        Mistake("only the change is compared", "What does your clipped term hold besides the "
+                "change of the value?", value_loss_like(
                     bound=lambda new, old, returns, eps: (new - old).clamp(-eps, eps))),
         Mistake("the clipped error alone", "Inside the clip it agrees. When a value has jumped far "
                 "in the wrong direction, what brings it back?",
                 value_loss_like(choose=lambda free, clipped: clipped)),
-        Mistake("no clip", "Inside the clip it agrees. What keeps a value from gaining by a jump?",
+        Mistake("no clip, or one around the return (76)", "Inside the clip it agrees. What keeps a "
+                "value from gaining by a jump: is it bound to anything but the return?",
                 value_loss_like(choose=lambda free, clipped: free)),
-        Mistake("the mean of both errors", "Inside the clip it agrees. Do both errors count, or one "
-                "of them?", value_loss_like(choose=lambda free, clipped: (free + clipped) / 2)),
+        Mistake("the mean of both errors", "Inside the clip it agrees. Do both errors count, or "
+                "one of them?", value_loss_like(choose=lambda free, clipped: (free + clipped) / 2)),
         *average_mistakes(value_loss_like)],
     right={"written as cases, in float64": value_loss_by_cases})
 
@@ -291,6 +429,11 @@ def entropy_cases(seed):
         logits[0, 0] = torch.tensor([200.0, -200.0, 0.0, -200.0, 200.0])
         return Case(note, {"logits": logits, "mask": mask}, grad=("logits",))
 
+    def equal(note, mask, vocabulary):
+        """Neither log 3 nor log 6 is near to a number that bfloat16 has."""
+        return Case(note, {"logits": torch.full((*mask.shape, vocabulary), 2.5).bfloat16(),
+                           "mask": mask}, expect=torch.tensor(log(vocabulary)))
+
     by_hand = Case("probabilities of 1/2, 1/3 and 1/4, worked by hand", {
         "logits": torch.tensor([[[2.0, 1.0, 1.0], [1.0, 1.0, 1.0], [3.0, 6.0, 3.0]]]).log(),
         "mask": torch.ones(1, 3)}, grad=("logits",),
@@ -299,14 +442,14 @@ def entropy_cases(seed):
         "logits": torch.tensor([[[300.0, 0.0, 0.0], [-200.0, 200.0, 200.0]]]),
         "mask": torch.ones(1, 2)}, grad=("logits",), expect=torch.tensor(log(2) / 2))
     full, ragged = torch.ones(1, 3), ragged_mask([5, 1, 3, 2, 5])
-    half = torch.bfloat16
     return [by_hand, sure, case("one row without padding", full),
             case("rows that end early, noise at the padding", ragged, draw=10),
             case("a row without any token", ragged_mask([4, 0, 2]), draw=20, vocabulary=4),
             huge("logits of size 200", full, draw=30),
             huge("logits of size 200, rows that end early", ragged, draw=40),
-            case("logits in bfloat16", full, size=2.0, draw=50, dtype=half),
-            case("logits in bfloat16, rows that end early", ragged, size=2.0, draw=60, dtype=half),
+            equal("equal logits in bfloat16", full, 6),
+            equal("equal logits in bfloat16, rows that end early", ragged, 3),
+            case("logits in bfloat16", ragged, size=2.0, draw=60, dtype=torch.bfloat16),
             case("logits in float64, no gradient", ragged, draw=70, dtype=torch.float64),
             case("count given", ragged, draw=80, count=37),
             case("count given as a tensor", ragged, draw=90, count=torch.tensor(20.0)),
@@ -350,7 +493,8 @@ def entropy_like(entropy=entropy_of, cast=torch.Tensor.float, average=average):
 def entropy_by_logsumexp(logits, mask, count=None):
     z = logits.double()
     entropy = z.logsumexp(dim=-1) - torch.einsum("btv,btv->bt", z.softmax(dim=-1), z)
-    return ((entropy * mask).sum() / (max(float(mask.sum()), 1) if count is None else count)).float()
+    count = max(float(mask.sum()), 1) if count is None else count
+    return ((entropy * mask).sum() / count).float()
 
 
 def entropy_by_torch(logits, mask, count=None):
@@ -366,13 +510,13 @@ ENTROPY = Blank(
     mistakes=[
         Mistake("the log of softmax (77)", "It agrees on small logits. In float32 softmax can be "
                 "exactly 0: what is 0 times its logarithm?", entropy_like(entropy_from_softmax)),
-        Mistake("NaN in the gradient (77)", "The value is right everywhere, and the gradient is NaN "
-                "where a probability is 0. Does torch.where keep a NaN out of the backward pass?",
-                entropy_like(entropy_with_where)),
+        Mistake("NaN in the gradient (77)", "The value is right everywhere, and the gradient is "
+                "NaN where a probability is 0. Does torch.where keep a NaN out of the backward "
+                "pass?", entropy_like(entropy_with_where)),
         Mistake("the sign (78)", "Every value is exactly -1 times the expected one. Can an entropy "
                 "be negative?", entropy_like(lambda z: -entropy_of(z))),
-        Mistake("the mean over the vocabulary (78)", "Every value is the expected one divided by V. "
-                "What is the entropy of four equally likely tokens?",
+        Mistake("the mean over the vocabulary (78)", "Every value is the expected one divided by "
+                "V. What is the entropy of four equally likely tokens?",
                 entropy_like(lambda z: entropy_of(z) / z.shape[-1])),
         Mistake("bits", "Every value is 1.4427 times the expected one. What is the base of your "
                 "logarithm?", entropy_like(lambda z: entropy_of(z) / log(2))),
@@ -385,10 +529,10 @@ ENTROPY = Blank(
         Mistake("the surprise at the likeliest token", "Where all tokens are equally likely it "
                 "agrees. Which tokens belong to the expectation?",
                 entropy_like(lambda z: -z.log_softmax(dim=-1).amax(dim=-1))),
-        Mistake("computed in half precision", "In float32 it agrees. In bfloat16 numbers have three "
-                "digits: when do you change the dtype?", entropy_like(cast=lambda z: z)),
-        Mistake("no gradient", "The value is right. If it is added to a loss as a bonus, what does it "
-                "change?", entropy_like(lambda z: entropy_of(z.detach()))),
+        Mistake("computed in half precision", "In float32 it agrees. In bfloat16 numbers have "
+                "three digits: when do you change the dtype?", entropy_like(cast=lambda z: z)),
+        Mistake("no gradient", "The value is right. If it is added to a loss as a bonus, what does "
+                "it change?", entropy_like(lambda z: entropy_of(z.detach()))),
         *average_mistakes(entropy_like)],
     right={"logsumexp minus the mean logit, in float64": entropy_by_logsumexp,
            "torch.distributions": entropy_by_torch})
@@ -462,7 +606,8 @@ def coef_in_tensors(kl_coef, observed_kl, target_kl, batch_size, horizon):
 
 KL_COEF = Blank(
     FILE, "adaptive_kl_coef", coef_cases, slow_coef,
-    formula="beta (1 + error batch_size / horizon), error = clip(observed_kl / target_kl - 1, -0.2, 0.2)",
+    formula="beta (1 + error batch_size / horizon) with error = clip(observed_kl / target_kl - 1, "
+    "-0.2, 0.2)",
     place=PLACE.format("adaptive_kl_coef"),
     mistakes=[
         Mistake("the sign of the error (79)", "The KL is above its target: the policy is too far "
@@ -472,24 +617,27 @@ KL_COEF = Blank(
                 "strange batch change the coefficient?", coef_like(relative)),
         Mistake("clipped from above only", "Above the target it agrees. How far down may the error "
                 "go?", coef_like(lambda observed, target: min(relative(observed, target), 0.2))),
-        Mistake("clipped from below only", "Below the target it agrees. How far up may the error go?",
-                coef_like(lambda observed, target: max(relative(observed, target), -0.2))),
-        Mistake("the horizon is ignored (79)", "The change is right in direction and too fast. What "
-                "are batch_size and horizon for?", coef_like(share=lambda batch, horizon: 1.0)),
-        Mistake("the batch size is ignored", "The change is too slow. After a horizon of responses, "
-                "not of steps, the error counts in full: how many responses had the step?",
-                coef_like(share=lambda batch, horizon: 1 / horizon)),
+        Mistake("clipped from below only", "Below the target it agrees. How far up may the error "
+                "go?", coef_like(lambda observed, target: max(relative(observed, target), -0.2))),
+        Mistake("the horizon is ignored (79)", "The change is right in direction and too fast. "
+                "What are batch_size and horizon for?",
+                coef_like(share=lambda batch, horizon: 1.0)),
+        Mistake("the batch size is ignored", "The change is too slow. After a horizon of "
+                "responses, not of steps, the error counts in full: how many responses had the "
+                "step?", coef_like(share=lambda batch, horizon: 1 / horizon)),
         Mistake("batch size and horizon swapped", "A longer horizon should make the change slower. "
-                "What does it do in yours?", coef_like(share=lambda batch, horizon: horizon / batch)),
-        Mistake("the error is absolute", "Is an error of 1 large when the target is 6, and when it is "
-                "0.01? Against what is it measured?",
+                "What does it do in yours?",
+                coef_like(share=lambda batch, horizon: horizon / batch)),
+        Mistake("the error is absolute", "Is an error of 1 large when the target is 6, and when it "
+                "is 0.01? Against what is it measured?",
                 coef_like(lambda observed, target: clip(observed - target))),
         Mistake("the error is relative to the observed KL", "On the target it agrees. How large is "
-                "your error when the KL is 0: relative to what?", coef_like(lambda observed, target: clip(
+                "your error when the KL is 0: relative to what?",
+                coef_like(lambda observed, target: clip(
                     (observed - target) / observed))),
         Mistake("the whole change is clipped", "With a long horizon and near the target it agrees. "
-                "What lies between -0.2 and 0.2: the error, or the error times batch_size / horizon?",
-                coef_like(relative, change=lambda coef, x: coef * (1 + clip(x)))),
+                "What lies between -0.2 and 0.2: the error, or the error times batch_size / "
+                "horizon?", coef_like(relative, change=lambda coef, x: coef * (1 + clip(x)))),
         Mistake("the change is added", "At a coefficient of 1 it agrees. Should 0.01 and 10 change "
                 "by the same amount, or by the same share?",
                 coef_like(change=lambda coef, x: coef + x)),
@@ -502,4 +650,4 @@ KL_COEF = Blank(
     right={"in tensors of float64": coef_in_tensors})
 
 
-BLANKS = [POLICY_LOSS, VALUE_LOSS, ENTROPY, KL_COEF]
+BLANKS = [WHITEN, POLICY_LOSS, VALUE_LOSS, ENTROPY, KL_COEF]

@@ -1,4 +1,5 @@
-"""The checks of exercise 4. Mistakes are numbered where a list of pitfalls of the field has them."""
+"""The checks of exercise 4. Mistakes are numbered where a list of pitfalls of the field has
+them."""
 
 import itertools
 import math
@@ -116,11 +117,14 @@ SUM_REWARD = Blank(
         Mistake("the first number in the response", "You read the first number. What of the words "
                 "and numbers around it?",
                 sum_reward_like(matches=lambda *two: number_in(*two, which=0))),
-        Mistake("the last number in the response", "You read the last number. What of the words and "
-                "numbers before it?", sum_reward_like(matches=lambda *two: number_in(*two, which=-1))),
-        Mistake("compares integers", "Python's int() reads more than plain digits: what does it make "
+        Mistake("the last number in the response",
+                "You read the last number. What of the words and numbers before it?",
+                sum_reward_like(matches=lambda *two: number_in(*two, which=-1))),
+        Mistake("compares integers",
+                "Python's int() reads more than plain digits: what does it make "
                 'of "042", of "+42", of "4_2"?', sum_reward_like(matches=as_number(int))),
-        Mistake("compares floats", 'Python\'s float() reads more than plain digits: what does it make '
+        Mistake("compares floats",
+                'Python\'s float() reads more than plain digits: what does it make '
                 'of "42.0", of "+42"?', sum_reward_like(matches=as_number(float))),
         Mistake("white space counts", 'Should " 42" be worth less than "42"?',
                 sum_reward_like(clean=lambda response: response.removesuffix("."))),
@@ -129,18 +133,21 @@ SUM_REWARD = Blank(
         Mistake("white space before the full stop counts", 'Once the full stop of "42 ." is gone, '
                 "what stands at the end?",
                 sum_reward_like(clean=lambda response: response.strip().removesuffix("."))),
-        Mistake("all final full stops are taken away", "How many full stops may a response end with, "
+        Mistake("all final full stops are taken away",
+                "How many full stops may a response end with, "
                 "and how many do you take away?",
                 sum_reward_like(clean=lambda response: response.strip().rstrip(".").strip())),
         Mistake("all full stops are taken away", 'Is "4.2" the number 42?',
                 sum_reward_like(clean=lambda response: response.replace(".", "").strip())),
         Mistake("all white space is taken away", 'Is "4 2" the number 42?',
                 sum_reward_like(clean=lambda x: "".join(x.split()).removesuffix("."))),
-        Mistake("a prompt without a sum crashes", "What does your search give for a prompt that is no "
+        Mistake("a prompt without a sum crashes",
+                "What does your search give for a prompt that is no "
                 "sum, and what do you do with it?", needs_a_sum),
         Mistake("adds whatever numbers there are", "Does every prompt with numbers in it ask for "
                 "their sum?", adds_any_numbers),
-        Mistake("reads one digit", "Sums of small numbers agree. How many digits of each number does "
+        Mistake("reads one digit",
+                "Sums of small numbers agree. How many digits of each number does "
                 "your pattern take?", sum_reward_like(pattern=r"(\d) \+ (\d)"))],
     right={"one pattern for the whole response": sum_reward_by_pattern})
 
@@ -171,6 +178,7 @@ def advantage_cases(seed):
             case("right and wrong answers, 1 and 0", torch.tensor([0, 1, 1, 1, 0, 0, 1, 0.0]), 4),
             case("right and wrong answers, groups of two", torch.tensor([0, 1, 1, 0, 1, 1.0]), 2),
             case("a spread as small as eps", 1e-4 * normal(12, seed=seed + 40), 4),
+            case("a small spread, scale none", 1e-3 * normal(12, seed=seed + 80), 4, "none"),
             case("eps 0.5", draw(2, 6, shift=50), 6, "std", 0.5),
             case("groups without spread", equal.repeat_interleave(7), 7),
             case("groups without spread, scale none", 1000 * equal.repeat_interleave(7), 7, "none"),
@@ -252,24 +260,28 @@ def advantages_by_loop(rewards, group_size, scale="std", eps=1e-4):
 
 ADVANTAGES = Blank(
     FILE, "group_advantages", advantage_cases, slow_advantages,
-    formula='"std": A = (r - mean) / (std + eps), "none": A = r - mean, with each group\'s own mean and '
-    "unbiased std; exactly 0 where all rewards of a group are equal",
+    formula="\"std\": A = (r - mean) / (std + eps), \"none\": A = r - mean, with each group's own "
+    "mean and unbiased std; exactly 0 where all rewards of a group are equal",
     place=PLACE.format("group_advantages"),
     mistakes=[
-        Mistake("rounding is left where there is no spread", "Groups with some spread agree. In the "
+        Mistake("rounding is left where there is no spread",
+                "Groups with some spread agree. In the "
                 "others the mean may be off in its last digit, and eps is small: what makes the "
                 "advantage exactly 0?", advantages_like(
                     exact_zeros=False, divisor=lambda groups, eps: unbiased(
                         groups, eps) if groups.shape[1] > 1 else 1.0)),
-        Mistake("no exact zeros, and a group of one is not a number", "Larger groups with some spread "
+        Mistake("no exact zeros, and a group of one is not a number",
+                "Larger groups with some spread "
                 "agree. In the others the mean may be off in its last digit. And how many numbers "
                 "does an unbiased standard deviation need?", advantages_like(exact_zeros=False)),
         *advantage_mistakes(
-            "eps inside the root (80)", "A large spread agrees, a spread about as small as eps does "
+            "eps inside the root (80)",
+            "A large spread agrees, a spread about as small as eps does "
             "not. Is eps added to the standard deviation or to the variance?",
             divisor=lambda groups, eps: (unbiased(groups, 0) ** 2 + eps) ** 0.5),
         *advantage_mistakes(
-            "the groups are interleaved (81)", "The advantages of a prompt's own responses do not add "
+            "the groups are interleaved (81)",
+            "The advantages of a prompt's own responses do not add "
             "up to 0. Which responses stand next to one another in the rewards?", interleaved=True),
         *advantage_mistakes(
             "the batch's mean and std (82)", "One group alone agrees. With whom is a response "
@@ -282,13 +294,16 @@ ADVANTAGES = Blank(
             "the biased std (83)", "Each advantage is sqrt(G / (G - 1)) times the expected one. By "
             "what is the sum of squares divided in your standard deviation?", divisor=biased),
         *advantage_mistakes(
-            "no eps (84)", "A large spread agrees. What keeps a small one from blowing its advantages "
+            "no eps (84)",
+            "A large spread nearly agrees. What keeps a small one from blowing its advantages "
             "up?", divisor=lambda groups, eps: unbiased(groups, 0)),
         *advantage_mistakes(
-            "not centred (85)", "With rewards around 5 all your advantages are positive. Better than "
+            "not centred (85)",
+            "With rewards around 5 all your advantages are positive. Better than "
             "what must a response be?", baseline=lambda groups: 0.0),
         *advantage_mistakes(
-            "the mean of the others (90)", "Without a division you are off by the factor G / (G - 1): "
+            "the mean of the others (90)",
+            "Without a division you are off by the factor G / (G - 1): "
             "that is RLOO's baseline. Does GRPO leave a response out of its own mean?",
             baseline=mean_of_the_others),
         *advantage_mistakes(
@@ -297,12 +312,14 @@ ADVANTAGES = Blank(
             "always divided (93)", "Scale std agrees. What does Dr. GRPO leave out?",
             scales=("std", "none")),
         *advantage_mistakes(
-            "divided by the variance (64)", "Twice the rewards should give the same advantages. What "
+            "divided by the variance (64)",
+            "Twice the rewards should give the same advantages. What "
             "do yours do?", divisor=lambda groups, eps: unbiased(groups, 0) ** 2 + eps),
         *advantage_mistakes(
             "one row a group", "The numbers are right. Which shape went in, and which should come "
             "out?", flat=False),
-        Mistake("edits the rewards (59)", "Your function writes into the rewards that it was given. "
+        Mistake("edits the rewards (59)",
+                "Your function writes into the rewards that it was given. "
                 "Who else still needs them?", advantages_in_place)],
     right={"a loop over the groups in float64": advantages_by_loop})
 
@@ -364,35 +381,43 @@ INFORMATIVE = Blank(
     formula="a group is kept if and only if its largest reward differs from its smallest",
     place=PLACE.format("informative_groups"),
     mistakes=[
-        Mistake("keeps groups that are all right (92)", "A group of equal rewards, none of them 0, is "
+        Mistake("keeps groups that are all right (92)",
+                "A group of equal rewards, none of them 0, is "
                 "kept. What are its advantages?",
                 informative_like(lambda groups: (groups != 0).any(dim=1))),
-        Mistake("keeps groups whose mean is not 0 (92)", "Is a mean of 0 the same as no spread? Think "
-                "of the rewards 1 and -1.", informative_like(lambda groups: groups.mean(dim=1) != 0)),
-        Mistake("keeps groups with a right answer (92)", "A group in which all are right is kept, and "
+        Mistake("keeps groups whose mean is not 0 (92)",
+                "Is a mean of 0 the same as no spread? Think of the rewards 1 and -1.",
+                informative_like(lambda groups: groups.mean(dim=1) != 0)),
+        Mistake("keeps groups with a right answer (92)",
+                "A group in which all are right is kept, and "
                 "one of different negative rewards is not. What does a group teach by?",
                 informative_like(lambda groups: groups.amax(dim=1) > 0)),
-        Mistake("takes rewards to be 0 or 1", "Rewards of 0 and 1 agree. What if they are scores of a "
+        Mistake("takes rewards to be 0 or 1",
+                "Rewards of 0 and 1 agree. What if they are scores of a "
                 "reward model?", informative_like(
                     lambda groups: (groups.mean(dim=1) > 0) & (groups.mean(dim=1) < 1))),
         Mistake("counts the rewards of 1", "Rewards of 0 and 1 agree. What if they are scores of a "
                 "reward model, and none of them is 1?", informative_like(
                     lambda groups: ((groups == 1).sum(dim=1) % groups.shape[1]) != 0)),
-        Mistake("compares with the mean", "Groups of equal rewards are kept, but only for some values "
+        Mistake("compares with the mean",
+                "Groups of equal rewards are kept, but only for some values "
                 "and sizes. Is the mean of equal numbers that number, to its last digit?",
                 informative_like(lambda groups: (groups != groups.mean(
                     dim=1, keepdim=True)).any(dim=1))),
-        Mistake("asks for a standard deviation above 0", "One group of equal rewards is kept. Is the "
+        Mistake("asks for a standard deviation above 0",
+                "One group of equal rewards is kept. Is the "
                 "standard deviation that torch computes exactly 0 there?",
                 informative_like(
                     lambda groups: groups.std(dim=1, unbiased=False) > 0)),
         Mistake("a tolerance", "A group with a tiny spread is dropped. At which spread does the "
                 "definition begin to call rewards equal?",
                 informative_like(lambda groups: groups.amax(dim=1) - groups.amin(dim=1) > 1e-6)),
-        Mistake("compares the first with the last", "Groups that begin and end with the same reward "
+        Mistake("compares the first with the last",
+                "Groups that begin and end with the same reward "
                 "are dropped. What of the rewards between?",
                 informative_like(lambda groups: groups[:, 0] != groups[:, -1])),
-        Mistake("the groups are interleaved (81)", "One group alone agrees. Which responses stand next "
+        Mistake("the groups are interleaved (81)",
+                "One group alone agrees. Which responses stand next "
                 "to one another in the rewards?", informative_like(has_spread, interleaved=True)),
         Mistake("a flag a response", "Is there a flag for every group, or for every response?",
                 informative_like(lambda groups: has_spread(groups).repeat_interleave(
@@ -504,67 +529,86 @@ def token_loss_by_cases(logprobs, old_logprobs, ref_logprobs, advantages, kl_coe
 
 TOKEN_LOSS = Blank(
     FILE, "grpo_token_loss", token_loss_cases, slow_token_loss,
-    formula="max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + kl_coef (exp(d) - d - 1) with "
-    "ratio = exp(new - old) and d = ref - new",
+    formula="max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high)) + kl_coef (exp(d) - d - 1) "
+    "with ratio = exp(new - old) and d = ref - new",
     place=PLACE.format("grpo_token_loss"),
     mistakes=[
-        Mistake("the smaller loss (65)", "At ratio 1 it agrees. Pessimistic means that the larger of "
+        Mistake("the smaller loss (65)",
+                "At ratio 1 it agrees. Pessimistic means that the larger of "
                 "the two losses counts: which one do you take?", token_loss_like(choose=torch.min)),
-        Mistake("the clipped term alone (66)", "Inside the clip it agrees. When the ratio is 2 and the "
+        Mistake("the clipped term alone (66)",
+                "Inside the clip it agrees. When the ratio is 2 and the "
                 "advantage negative, who pulls it back?",
                 token_loss_like(choose=lambda loss, clipped: clipped)),
         Mistake("no clip (67)", "Inside the clip it agrees. What keeps a large ratio from paying?",
                 token_loss_like(choose=lambda loss, clipped: loss)),
-        Mistake("the ratio upside down (68)", "At ratio 1 the value is right and the gradient of the "
+        Mistake("the ratio upside down (68)",
+                "At ratio 1 the value is right and the gradient of the "
                 "clipped loss is negated. Which way round is the ratio?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(old - new))),
-        Mistake("the ratio is not exponentiated (69)", "A ratio of probabilities is 1 where they are "
+        Mistake("the ratio is not exponentiated (69)",
+                "A ratio of probabilities is 1 where they are "
                 "equal. What is a difference of log-probabilities there?",
                 token_loss_like(ratio=lambda new, old, ref: new - old)),
-        Mistake("the objective's sign (70)", "The paper maximises an objective; an optimiser minimises "
+        Mistake("the objective's sign (70)",
+                "The paper maximises an objective; an optimiser minimises "
                 "a loss. What is the sign of the advantage's term in yours?",
                 token_loss_like(sign=1.0, choose=torch.min)),
-        Mistake("old log-probs are the current ones (72)", "Where the policy has moved, your ratio is "
+        Mistake("old log-probs are the current ones (72)",
+                "Where the policy has moved, your ratio is "
                 "still 1, and no gradient flows through it. Which policy sampled?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - new))),
-        Mistake("old log-probs are the current ones, detached (72)", "Where the policy has moved, your "
+        Mistake("old log-probs are the current ones, detached (72)",
+                "Where the policy has moved, your "
                 "ratio is still 1. Which policy sampled?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - new.detach()))),
-        Mistake("the log-ratio is clipped (73)", "Close to the clip range, not quite on it: are the two "
+        Mistake("the log-ratio is clipped (73)",
+                "Close to the clip range, not quite on it: are the two "
                 "edges bounds of the ratio or of its logarithm?", clips_the_log_ratio),
-        Mistake("a quotient of probabilities", "At log-probs of -200 it is not a number. How large is "
+        Mistake("a quotient of probabilities",
+                "At log-probs of -200 it is not a number. How large is "
                 "exp(-200) in float32, and which difference could you take before exp?",
                 token_loss_like(ratio=lambda new, old, ref: new.exp() / old.exp())),
-        Mistake("the KL subtracted (86)", "Without KL it agrees. Is being far from the reference a gain "
+        Mistake("the KL subtracted (86)",
+                "Without KL it agrees. Is being far from the reference a gain "
                 "or a loss?", token_loss_like(weight=lambda kl_coef: -kl_coef)),
-        Mistake("the KL reversed (86)", "Close to the reference it nearly agrees. Is d the reference "
+        Mistake("the KL reversed (86)",
+                "Close to the reference it nearly agrees. Is d the reference "
                 "minus the policy, or the other way round?",
                 token_loss_like(kl=lambda new, ref: k3_of(new - ref))),
         Mistake("the KL dropped (86)", "Without KL it agrees. What pulls the policy back to the "
                 "reference?", token_loss_like(weight=lambda kl_coef: 0.0)),
-        Mistake("the KL not weighted", "Where kl_coef is 0 or 1 it agrees. How much does the KL count?",
+        Mistake("the KL not weighted",
+                "Where kl_coef is 0 or 1 it agrees. How much does the KL count?",
                 token_loss_like(weight=lambda kl_coef: 1.0)),
         Mistake("k1 for k3", "Without KL it agrees. May the estimate of equation 4 be negative?",
                 token_loss_like(kl=lambda new, ref: new - ref)),
-        Mistake("k2 for k3", "Close to the reference it nearly agrees. Is the estimate of equation 4 "
+        Mistake("k2 for k3",
+                "Close to the reference it nearly agrees. Is the estimate of equation 4 "
                 "symmetric?", token_loss_like(kl=lambda new, ref: 0.5 * (new - ref).square())),
         Mistake("k3 without the -1 (41)", "What is your KL where policy and reference agree?",
                 token_loss_like(kl=lambda new, ref: k3_of(ref - new) + 1)),
-        Mistake("no gradient through the KL", "The numbers are right. How does the KL term move the "
+        Mistake("no gradient through the KL",
+                "The numbers are right. How does the KL term move the "
                 "policy?", token_loss_like(kl=lambda new, ref: k3_of(ref - new).detach())),
-        Mistake("the reference sampled (87)", "Which of the other two log-probabilities belong to the "
+        Mistake("the reference sampled (87)",
+                "Which of the other two log-probabilities belong to the "
                 "policy that sampled the tokens?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - ref))),
-        Mistake("the reference is always needed", "With a reference it agrees. What is there to compute "
+        Mistake("the reference is always needed",
+                "With a reference it agrees. What is there to compute "
                 "where kl_coef is 0?", token_loss_like(always=True)),
         Mistake("an advantage a column (89)", "One response alone agrees. Along which of the two "
                 "dimensions does (B,) broadcast against (B, T)?",
                 token_loss_like(spread=lambda advantages: advantages)),
-        Mistake("clip_high ignored (91)", "Where both ranges are 0.2 it agrees. Which bound is clip_high "
+        Mistake("clip_high ignored (91)",
+                "Where both ranges are 0.2 it agrees. Which bound is clip_high "
                 "for?", token_loss_like(bound=lambda r, low, high: r.clamp(1 - low, 1 + low))),
-        Mistake("clip_low ignored (91)", "Where both ranges are 0.2 it agrees. Which bound is clip_low "
+        Mistake("clip_low ignored (91)",
+                "Where both ranges are 0.2 it agrees. Which bound is clip_low "
                 "for?", token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + high))),
-        Mistake("the ranges swapped (91)", "Where both ranges are 0.2 it agrees. Which of the two is "
+        Mistake("the ranges swapped (91)",
+                "Where both ranges are 0.2 it agrees. Which of the two is "
                 "above 1?", token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + low))),
         Mistake("the ranges are taken for the bounds", "Does a ratio of 1 lie between your bounds?",
                 token_loss_like(bound=lambda r, low, high: r.clamp(low, high))),
@@ -603,11 +647,11 @@ def aggregate_cases(seed):
             case(f"{average}, rows of different lengths", ragged, average, own, draw=draw + 10),
             case(f"{average}, as many rows as tokens", square, average, 12, draw=draw + 20),
             case(f"{average}, rows without a token", empty_row, average, 12, draw=draw + 30),
-            case(f"{average}, padding on the left, an empty row", left, average, 12, draw=draw + 40),
+            case(f"{average}, padding on the left", left, average, 12, draw=draw + 40),
             case(f"{average}, count given", ragged, average, 12, number, draw=draw + 50),
             case(f"{average}, count a tensor, rows without a token", empty_row, average, None,
                  tensor, draw=draw + 60),
-            case(f"{average}, count given and larger", square, average, 12, product, draw=draw + 70),
+            case(f"{average}, a larger count", square, average, 12, product, draw=draw + 70),
             case(f"{average}, inf at the padding", ragged, average, 12, draw=draw + 80,
                  at_padding=math.inf),
             case(f"{average}, no token at all", torch.zeros(2, 3), average, 12, draw=draw + 90)]
@@ -672,8 +716,8 @@ def without_count(way):
 
 
 def divided_twice(way):
-    return lambda losses, mask, max_length, count: way(losses, mask, max_length or 1, None) / (
-        own_unless(count, 1))
+    return lambda losses, mask, max_length, count: (
+        way(losses, mask, max_length, None) / own_unless(count, 1))
 
 
 def aggregate_by_weights(token_loss, mask, average, max_length=None, count=None):
@@ -690,53 +734,65 @@ def aggregate_by_weights(token_loss, mask, average, max_length=None, count=None)
 
 AGGREGATE = Blank(
     FILE, "aggregate_loss", aggregate_cases, slow_aggregate,
-    formula='"sequence": sum over rows of (sum of the row / its tokens) / count, count: B; "token": sum / '
-    'count, count: the tokens; "constant": sum / count, count: B max_length',
+    formula='"sequence": sum over rows of (sum of the row / its tokens) / count, count: B; '
+    '"token": sum / count, count: the tokens; "constant": sum / count, count: B max_length',
     place=PLACE.format("aggregate_loss"),
     mistakes=[
-        Mistake("multiplies by the mask", "With finite numbers at the padding it agrees. What is 0 times "
-                "inf, and how could you choose instead of multiplying?", aggregate_like(real=torch.mul)),
-        Mistake("the padding is summed too", "Rows without padding agree. What does the mask do in your "
+        Mistake("multiplies by the mask",
+                "With finite numbers at the padding it agrees. What is 0 times inf, and how could "
+                "you choose instead of multiplying?", aggregate_like(real=torch.mul)),
+        Mistake("the padding is summed too",
+                "Rows without padding agree. What does the mask do in your "
                 "sum?", aggregate_like(real=lambda losses, mask: losses)),
         *aggregate_mistakes(
-            "sequence is averaged over tokens (88)", "In a sequence average, does each row weigh the "
+            "sequence is averaged over tokens (88)",
+            "In a sequence average, does each row weigh the "
             "same, or each token?", sequence=by_token),
         *aggregate_mistakes(
-            "token is averaged over rows first (88)", "In a token average, does a token of a short row "
+            "token is averaged over rows first (88)",
+            "In a token average, does a token of a short row "
             "weigh as much as one of a long row?", token=by_sequence),
         *aggregate_mistakes(
-            "constant divides by the tokens (93)", "In a constant average, may the length of a response "
+            "constant divides by the tokens (93)",
+            "In a constant average, may the length of a response "
             "change the weight of its tokens?", constant=by_token),
         *aggregate_mistakes(
-            "constant divides each row by its tokens (93)", "In a constant average, may the length of a "
+            "constant divides each row by its tokens (93)",
+            "In a constant average, may the length of a "
             "response change the weight of its tokens?", constant=by_sequence),
         *aggregate_mistakes(
-            "constant divides by T (88)", "T is the longest response of this batch. Is that a constant "
+            "constant divides by T (88)",
+            "T is the longest response of this batch. Is that a constant "
             "of the training?", constant=lambda losses, mask, max_length, count: by_constant(
                 losses, mask, mask.shape[1], count)),
         *aggregate_mistakes(
-            "constant forgets the rows", "Twice the same rows should give the same constant average. "
+            "constant forgets the rows",
+            "Twice the same rows should give the same constant average. "
             "What does yours do?", constant=lambda losses, mask, max_length, count: by_constant(
                 losses, mask[:1], max_length, count)),
         *aggregate_mistakes(
             "constant multiplies the count by max_length", "Without count it agrees. When count is "
             "given, is max_length in it already?",
             constant=lambda losses, mask, max_length, count: losses.sum() / (
-                own_unless(count, len(mask)) * (max_length or 1))),
+                own_unless(count, len(mask)) * max_length)),
         *aggregate_mistakes(
-            "sequence divides each row by T (71)", "Rows without padding agree. By how many tokens do "
+            "sequence divides each row by T (71)",
+            "Rows without padding agree. By how many tokens do "
             "you divide a row's sum?", sequence=lambda losses, mask, max_length, count: by_sequence(
                 losses, torch.ones_like(mask), max_length, count)),
         *aggregate_mistakes(
-            "token divides by all positions (71)", "Rows without padding agree. How many tokens are "
+            "token divides by all positions (71)",
+            "Rows without padding agree. How many tokens are "
             "real?", token=lambda losses, mask, max_length, count: by_token(
                 losses, torch.ones_like(mask), max_length, count)),
         *aggregate_mistakes(
-            "rows without tokens are not counted", "Without empty rows it agrees. Does a row without "
+            "rows without tokens are not counted",
+            "Without empty rows it agrees. Does a row without "
             "tokens count as a row?", sequence=lambda *inputs: by_sequence(
                 *inputs, rows=lambda mask: (mask.sum(dim=1) > 0).sum().clamp(min=1))),
         *aggregate_mistakes(
-            "an empty row is not a number", "Without empty rows it agrees. How many tokens does an empty "
+            "an empty row is not a number",
+            "Without empty rows it agrees. How many tokens does an empty "
             "row have, and what is 0 / 0?",
             sequence=lambda *inputs: by_sequence(*inputs, least=0)),
         *aggregate_mistakes(
@@ -746,11 +802,12 @@ AGGREGATE = Blank(
         *aggregate_mistakes(
             "count is ignored", "Without count it agrees. Who calls this function with a part of a "
             "batch, and by what must the part be divided?", sequence=without_count(by_sequence),
-            token=without_count(by_token), constant=lambda losses, mask, max_length, count: (
-                by_constant(losses, mask, max_length or mask.shape[1], None))),
+            token=without_count(by_token),
+            constant=without_count(by_constant)),
         *aggregate_mistakes(
-            "divides twice", "Without count it agrees. When count is given, do you still divide by a "
-            "number of your own?", sequence=divided_twice(by_sequence), token=divided_twice(by_token),
+            "divides twice",
+            "Without count it agrees. When count is given, do you still divide by a number of your "
+            "own?", sequence=divided_twice(by_sequence), token=divided_twice(by_token),
             constant=divided_twice(by_constant))],
     right={"a weight a token, in float64": aggregate_by_weights})
 
@@ -830,29 +887,39 @@ PASS_AT_K = Blank(
     formula="1 - C(n - c, k) / C(n, k), with n samples of which c are right",
     place=PLACE.format("pass_at_k"),
     mistakes=[
-        Mistake("draws with replacement", "For k = 1 it agrees. Can the same sample be drawn twice?",
+        Mistake("draws with replacement",
+                "For k = 1 it agrees. Can the same sample be drawn twice?",
                 pass_like(lambda n, c, k: 1.0 - (1.0 - c / n) ** k)),
         Mistake("the share of right samples", "For k = 1 it agrees. What does k change?",
                 pass_like(lambda n, c, k: c / n)),
-        Mistake("k times the share of right samples", "For k = 1 it agrees. May chances be added up when "
-                "several samples can be right at once?", pass_like(lambda n, c, k: min(1.0, k * c / n))),
-        Mistake("all of k are right", "For k = 1 it agrees. Must all of the k samples be right, or one?",
+        Mistake("k times the share of right samples",
+                "For k = 1 it agrees. May chances be added up when several samples can be right at "
+                "once?", pass_like(lambda n, c, k: min(1.0, k * c / n))),
+        Mistake("all of k are right",
+                "For k = 1 it agrees. Must all of the k samples be right, or one?",
                 pass_like(lambda n, c, k: math.comb(c, k) / math.comb(n, k))),
-        Mistake("the chance that none is right", "Your value and the expected one add up to 1. Which of "
+        Mistake("the chance that none is right",
+                "Your value and the expected one add up to 1. Which of "
                 "two opposite events is pass@k?",
                 pass_like(lambda n, c, k: math.comb(n - c, k) / math.comb(n, k))),
-        Mistake("exactly one is right", "With one right sample it agrees. At least one, or exactly one?",
+        Mistake("exactly one is right",
+                "With one right sample it agrees. At least one, or exactly one?",
                 pass_like(lambda n, c, k: c * math.comb(n - c, k - 1) / math.comb(n, k))),
-        Mistake("yes or no", "Where the chance is 0 or 1 it agrees. Does one right sample among n make "
+        Mistake("yes or no",
+                "Where the chance is 0 or 1 it agrees. Does one right sample among n make "
                 "sure that k of them have it?", pass_like(lambda n, c, k: float(c > 0))),
-        Mistake("C(n, k) as a float", "With few samples it agrees. How many digits has C(2000, 1000), and "
+        Mistake("C(n, k) as a float",
+                "With few samples it agrees. How many digits has C(2000, 1000), and "
                 "what is the largest float?",
                 pass_like(lambda n, c, k: 1.0 - comb_of_floats(n - c, k) / comb_of_floats(n, k))),
-        Mistake("divides by 0 where k > num_samples", "What is C(n, k) for k > n, and which error was "
+        Mistake("divides by 0 where k > num_samples",
+                "What is C(n, k) for k > n, and which error was "
                 "promised there?", pass_like(unbiased_pass, unbiased_pass)),
-        Mistake("sure of it where k > num_samples", "Can pass@5 be estimated from 4 samples? What should "
+        Mistake("sure of it where k > num_samples",
+                "Can pass@5 be estimated from 4 samples? What should "
                 "the function do?", pass_like(unbiased_pass, lambda n, c, k: 1.0)),
-        Mistake("uses fewer samples where k > num_samples", "Can pass@5 be estimated from 4 samples? What "
+        Mistake("uses fewer samples where k > num_samples",
+                "Can pass@5 be estimated from 4 samples? What "
                 "should the function do?",
                 pass_like(unbiased_pass, lambda n, c, k: unbiased_pass(n, c, n)))],
     right={"by logarithms": pass_by_logarithms})

@@ -1,10 +1,10 @@
-"""The process that runs a student's code, and judges nothing: python worker.py FOLDER
+"""The process that runs a student's code, and judges nothing: python worker.py FOLDER [--locked]
 
 Requests come in on standard input and answers go out on what was standard output when it began;
 what the student's code prints is thrown away. One request, one answer:
     {"file", "function", "inputs", "grad"}     -> what perform.py notes
     {"file", "run"}                            -> what a training run with the functions records
-A file is loaded when it is first asked for."""
+A file is loaded when it is first asked for. --locked: give up first what jail.py lists."""
 
 import os
 import sys
@@ -48,15 +48,15 @@ def answer(request, folder, modules):
     return perform(function, request["inputs"], request["grad"])
 
 
-def main(folder):
+def serve(folder, requests, answers, protections=()):
+    """Answer requests until there are no more. `requests` and `answers` are file descriptors."""
     torch.set_num_threads(1)
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    os.dup2(nothing, 2)
+    for descriptor in 0, 1, 2:
+        os.dup2(nothing, descriptor)
+    requests, answers = os.fdopen(requests, "rb"), os.fdopen(answers, "wb")
     modules = {}
-    answers.write(pack({"status": "ready"}))
+    answers.write(pack({"status": "ready", "protections": list(protections)}))
     answers.flush()
     while (request := receive(requests)) is not None:
         try:
@@ -69,4 +69,9 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    pipes = os.dup(0), os.dup(1)
+    if "--locked" in sys.argv:
+        from jail import lock
+        serve(sys.argv[1], *pipes, lock(sys.argv[1]))
+    else:
+        serve(sys.argv[1], *pipes)

@@ -1,0 +1,143 @@
+"""Grades a folder of submissions: python tests/grade.py cohort/ --out out/
+
+A submission is a folder, a clone of a repository or a zip file with any of ex1_sft.py, ex2_reward.py,
+ex3_ppo.py and ex4_grpo.py in it. `python tests/grade.py alice/` grades one. Grading that was
+interrupted goes on where it stopped; a submission that has changed is graded again.
+
+The students' code runs in processes that have given up what the system lets them give up (see
+tests/INSTRUCTORS.md); those only compute, and this one judges."""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import torch  # noqa: E402
+from checks import FILES, RUNS  # noqa: E402
+from checks.client import LockedWorker, Nursery  # noqa: E402
+from checks.core import ROOT  # noqa: E402
+from grading import examine, reports, similarity  # noqa: E402
+from grading.submissions import find_cohort, read  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+FIRST_TIER = {"landlock", "seccomp"}
+
+
+def fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.error = fail
+    parser.add_argument("cohort", type=Path, help="a folder of submissions, or one submission")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="where to write (default: out)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="submissions at a time")
+    parser.add_argument("--strict", action="store_true",
+                        help="refuse to grade without the first tier: landlock and seccomp")
+    parser.add_argument("--similarity", action="store_true",
+                        help="also write similarity.csv: pairs of submissions to look at")
+    parser.add_argument("--pass_mark", type=float, default=None,
+                        help="exit with 1 if somebody has fewer points (for GitHub Classroom)")
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        fail("--jobs must be at least 1")
+    return options
+
+
+def protections_here(nursery, folder):
+    """What a worker can give up on this system."""
+    worker = LockedWorker(folder, nursery)
+    worker.ask({"file": "none", "function": "none", "inputs": {}, "grad": []}, 60)
+    worker.stop()
+    return worker.protections
+
+
+def runs_of_the_answers():
+    """What the answers record in the training runs; computed in the trusted process."""
+    from runs import train
+
+    from checks.core import load_answers
+    return {run.file: train(load_answers(run.file), run.file) for run in RUNS}
+
+
+def graded_before(submission, out):
+    """The grade from an earlier, interrupted or finished, run, if the files are the same."""
+    path = out / "state" / f"{reports.safe_file_name(submission.name)}.json"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        same = (state["name"], state["digest"]) == (submission.name, examine.state_of(submission))
+        return examine.Grade(**state) if same else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def grade_cohort(cohort, options, nursery, answers_runs):
+    """-> the grades, in the cohort's order. A few submissions are run ahead, no more, so that
+    memory does not grow with the cohort."""
+    grades = []
+
+    def begin(place):
+        submission = read(*place, FILES)
+        before = graded_before(submission, options.out)
+        return submission, before, None if before else pool.submit(
+            examine.examine, submission, nursery)
+
+    with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(cohort), desc="grading") as bar:
+        waiting = [begin(place) for place in cohort[:options.jobs + 1]]
+        for i in range(len(cohort)):
+            submission, grade, future = waiting.pop(0)
+            if grade is None:
+                grade = examine.grade(submission, future.result(), answers_runs)
+                reports.write_all(grade, options.out)
+            if i + options.jobs + 1 < len(cohort):
+                waiting.append(begin(cohort[i + options.jobs + 1]))
+            grades.append(grade)
+            bar.update()
+            bar.set_postfix_str(f"{grade.name[:20]} {grade.total():g}")
+    return grades
+
+
+def main(arguments):
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    try:
+        cohort = find_cohort(options.cohort, FILES)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        fail(str(error))
+    if options.out.resolve() in [path.resolve() for path, _ in cohort]:
+        fail(f"--out {options.out} is one of the submissions")
+    if not (ROOT / "answers").is_dir():
+        fail(f"{ROOT / 'answers'} is missing: the grader compares with it")
+    nursery = Nursery() if platform.system() == "Linux" else None
+    try:
+        active = protections_here(nursery, options.out.resolve())
+        print(f"Protections in force: {', '.join(active) or 'none'}.")
+        if options.strict and not FIRST_TIER <= set(active):
+            fail("--strict: this system lacks landlock or seccomp; grade in a container instead")
+        grades = grade_cohort(cohort, options, nursery, runs_of_the_answers())
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on where it stopped.")
+    finally:
+        if nursery:
+            nursery.stop()
+    reports.write_csv(grades, options.out / "grades.csv")
+    if options.similarity:
+        similarity.write_csv(cohort, options.out / "similarity.csv")
+    print(reports.summary(grades))
+    print(f"Written to {options.out}: grades.csv, reports/, junit/, gradescope/")
+    if options.pass_mark is not None:
+        sys.exit(int(any(grade.total() < options.pass_mark for grade in grades)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

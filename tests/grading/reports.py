@@ -1,0 +1,138 @@
+"""What an instructor reads: grades.csv, a Markdown report a student, JUnit XML, Gradescope's
+results.json, and the summary on the terminal."""
+
+import csv
+import html
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .examine import POINTS
+
+HERE = Path(__file__).resolve().parent
+UNCOVERED = ("Not covered without a container: copies of the public answers, faults of the kernel, "
+             "and, without landlock, files that the grading user can read.")
+
+
+def write_atomically(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def safe_file_name(name):
+    """A student's name as a file's: no separators, no dots in front."""
+    return "".join(c if c.isalnum() or c in " -_.,@()+" else "_" for c in name).lstrip(".") or "_"
+
+
+def for_spreadsheet(text):
+    """A cell that no spreadsheet takes for a formula."""
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def write_csv(grades, path):
+    rows = [["student", *POINTS, "total", "of", "statuses", "protections", "notes"]]
+    of = sum(sum(points.values()) for points in POINTS.values())
+    for grade in grades:
+        counts = Counter(check["status"] for check in grade.checks)
+        rows.append([for_spreadsheet(grade.name), *(grade.total(file) for file in POINTS),
+                     grade.total(), of, "; ".join(f"{n} {name}" for name, n in sorted(counts.items())),
+                     " ".join(grade.protections) or "none", for_spreadsheet("; ".join(grade.notes))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".tmp")
+    with open(fresh, "w", newline="", encoding="utf-8-sig") as file:  # Excel needs the BOM
+        csv.writer(file).writerows(rows)
+    os.replace(fresh, path)
+
+
+def markdown(grade):
+    """The report for one student. What comes from the student's code stands in indented blocks."""
+    of = sum(check["of"] for check in grade.checks)
+    lines = [f"# {html.escape(grade.name)}: {grade.total():g} of {of} points", ""]
+    lines += [f"- {html.escape(note)}" for note in grade.notes] + [""]
+    lines += ["| exercise | function | status | cases right | points |", "| --- " * 5 + "|"]
+    for check in grade.checks:
+        right, total = check["cases"]
+        cases = f"{right} of {total}" if total else ""
+        lines.append(f"| {check['file']} | {check['name']} | {check['status'].replace('_', ' ')} | "
+                     f"{cases} | {check['points']:g} of {check['of']} |")
+    for check in grade.checks:
+        if check["report"]:
+            lines += ["", f"## {check['file']}.{check['name']}", ""]
+            lines += ["    " + line for line in check["report"].splitlines()]
+    lines += ["", f"Seed of the cases: {grade.seed}. Protections in force: "
+              f"{', '.join(grade.protections) or 'none'}. {UNCOVERED}", ""]
+    return "\n".join(lines)
+
+
+def gradescope(grade):
+    """Gradescope's results.json (gradescope-autograders.readthedocs.io, "Autograder output")."""
+    tests = [{"name": f"{check['file']}.{check['name']}", "score": check["points"],
+              "max_score": check["of"], "output": check["report"], "output_format": "text",
+              "status": "passed" if check["status"] == "passed" else "failed",
+              "visibility": "visible"} for check in grade.checks]
+    return {"score": grade.total(), "output": "\n".join(grade.notes), "output_format": "text",
+            "visibility": "visible", "stdout_visibility": "hidden", "tests": tests}
+
+
+class Checks:
+    """Hands the judged checks of one submission to pytest."""
+
+    def __init__(self, checks):
+        self.checks = checks
+
+    def pytest_generate_tests(self, metafunc):
+        metafunc.parametrize("check", self.checks, ids=lambda c: f"{c['file']}.{c['name']}")
+
+
+def write_junit(grade, path):
+    """pytest, with nothing but the project's own file and fixed arguments, writes the XML: no
+    submission's folder is ever an argument, a root or a place that it imports from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    code = pytest.main(
+        [str(HERE / "as_tests.py"), "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE),
+         "--noconftest", "-p", "no:cacheprovider", "-p", "no:terminal", f"--junitxml={path}"],
+        plugins=[Checks(grade.checks)])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"pytest ended with {code!r}")
+
+
+def write_all(grade, out):
+    """Everything about one submission. The state comes last: it says that the rest is there."""
+    name = safe_file_name(grade.name)
+    write_atomically(out / "reports" / f"{name}.md", markdown(grade))
+    write_atomically(out / "gradescope" / name / "results.json",
+                     json.dumps(gradescope(grade), indent=2))
+    write_junit(grade, out / "junit" / f"{name}.xml")
+    write_atomically(out / "state" / f"{name}.json", json.dumps(vars(grade)))
+
+
+def summary(grades):
+    """The distribution, the blanks that went wrong most, and the commonest named mistakes."""
+    of = sum(sum(points.values()) for points in POINTS.values())
+    totals = sorted(grade.total() for grade in grades)
+    middle = (totals[(len(totals) - 1) // 2] + totals[len(totals) // 2]) / 2
+    lines = [f"{len(grades)} graded. Points of {of}: lowest {totals[0]:g}, median {middle:g}, "
+             f"highest {totals[-1]:g}."]
+    for low in range(0, 100, 10):
+        here = sum(low <= 100 * total / of < low + 10 or (low == 90 and total == of)
+                   for total in totals)
+        bar = "#" * round(40 * here / len(totals))
+        lines.append(f"  {low:>3}-{low + 10:<3}% {here:>4} {bar}")
+    wrong, mistakes = Counter(), Counter()
+    for check in (check for grade in grades for check in grade.checks):
+        if check["status"] not in ("passed", "not_started"):
+            wrong[f"{check['file']}.{check['name']}"] += 1
+        if check["mistake"]:
+            mistakes[f"{check['file']}.{check['name']}: {check['mistake']}"] += 1
+    for title, counter in ("Most often wrong", wrong), ("Commonest known mistakes", mistakes):
+        lines += [f"{title}:"] + [f"  {n:>4} {name}" for name, n in counter.most_common(5)] or []
+    odd = [grade.name for grade in grades if grade.notes or any(
+        check["status"] in ("tampered", "timeout") for check in grade.checks)]
+    if odd:
+        lines.append(f"Look at yourself (notes, timeouts, tampering): {', '.join(odd[:20])}")
+    return "\n".join(lines)

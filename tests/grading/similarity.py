@@ -1,0 +1,65 @@
+"""Pairs of submissions whose code is alike, and submissions that are like the answers, for a human to
+look at. It never changes a point: in exercises this short, right answers look alike."""
+
+import ast
+import csv
+from itertools import combinations
+
+from checks import FILES
+from checks.core import ROOT
+
+from .submissions import read
+
+PIECE = 6  # nodes of the syntax tree in a row
+
+
+class Plain(ast.NodeTransformer):
+    """Names of variables and docstrings do not count."""
+
+    def visit_Name(self, node):
+        return ast.Name("x", node.ctx)
+
+    def visit_arg(self, node):
+        return ast.arg("x")
+
+
+def pieces(text):
+    """The set of runs of PIECE nodes in the functions of a file; None where it does not parse."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[ast.get_docstring(node) is not None:]
+            if len(body) == 1 and isinstance(body[0], ast.Raise):
+                continue  # a stub
+            flat = [ast.dump(Plain().visit(part), annotate_fields=False)
+                    if not list(ast.iter_child_nodes(part)) else type(part).__name__
+                    for statement in body for part in ast.walk(statement)]
+            found |= {(node.name, *flat[i:i + PIECE]) for i in range(len(flat) - PIECE + 1)}
+    return found
+
+
+def alike(a, b):
+    """Jaccard's index: common pieces over all pieces."""
+    return len(a & b) / len(a | b) if a and b else 0.0
+
+
+def write_csv(cohort, path):
+    """A row a pair and file that is more than half alike, the likest first."""
+    known = {"(answers)": {file: pieces((ROOT / "answers" / f"{file}.py").read_bytes())
+                           for file in FILES}}
+    for place, name in cohort:
+        files = read(place, name, FILES).files
+        known[name] = {file: pieces(content) for file, content in files.items()}
+    rows = []
+    for (one, files), (other, others) in combinations(known.items(), 2):
+        for file in files.keys() & others.keys():
+            index = alike(files[file], others[file])
+            if index > 0.5:
+                rows.append([file, f"{index:.2f}", one, other])
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([["file", "alike", "one", "other"],
+                                    *sorted(rows, key=lambda row: row[1], reverse=True)])

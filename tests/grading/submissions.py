@@ -1,0 +1,147 @@
+"""Finds the exercise files in what students hand in: folders, zip files, clones of a repository.
+
+Nothing is unpacked, no link is followed, and nothing is read but regular files of the four names."""
+
+import hashlib
+import os
+import stat
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+MAX_BYTES = 256 * 2**10  # of one exercise file
+MAX_DEPTH = 5
+SKIPPED = {"answers", "tests", "__MACOSX", "__pycache__", "node_modules", "runs", "site-packages"}
+
+
+@dataclass
+class Submission:
+    name: str  # unique in the cohort
+    path: Path
+    files: dict = field(default_factory=dict)  # "ex1_sft" -> bytes
+    notes: list = field(default_factory=list)  # what was odd, for the report
+
+    def digest(self):
+        content = b"".join(name.encode() + b"\0" + hashlib.sha256(text).digest()
+                           for name, text in sorted(self.files.items()))
+        return hashlib.sha256(content).hexdigest()
+
+
+def find_cohort(path, names):
+    """[(path, unique name)] of the submissions in a folder of submissions; a folder or zip that
+    holds exercises itself is one. Raises ValueError where there is nothing to grade."""
+    if not path.exists():
+        raise ValueError(f"there is no {path}")
+    if path.is_file():
+        return [(path, path.stem)]
+    wanted = {f"{name}.py" for name in names}
+    if any((folder / name).is_file() for folder in (path, path / "exercises") for name in wanted):
+        return [(path, path.resolve().name)]
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")
+                     and not entry.is_symlink()
+                     and (entry.is_dir() or entry.suffix.lower() == ".zip"))
+    if not entries:
+        raise ValueError(f"{path} holds no folder and no zip file of a student")
+    taken, cohort = set(), []
+    for entry in entries:
+        name = entry.name if entry.is_dir() else entry.stem
+        while name.casefold() in taken:
+            name += "-zip" if entry.is_file() else "-2"
+        taken.add(name.casefold())
+        cohort.append((entry, name))
+    return cohort
+
+
+def read(path, name, names):
+    """One Submission. What cannot be read becomes a note, never an exception."""
+    submission = Submission(name, path)
+    try:
+        found = from_zip(path, submission) if path.is_file() else from_folder(path, submission)
+        choose(found, submission, names)
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
+        submission.notes.append(f"{path.name} cannot be read: {error}")
+    return submission
+
+
+def choose(found, submission, names):
+    """Of each exercise the file nearest to exercises/<name>.py."""
+    for file in names:
+        candidates = sorted((place for place in found if place.name == f"{file}.py"),
+                            key=lambda place: (place.parent.name != "exercises", len(place.parts),
+                                               str(place)))
+        if len(candidates) > 1:
+            submission.notes.append(f"{file}.py is there {len(candidates)} times; graded: "
+                                    f"{candidates[0]}")
+        if candidates:
+            content = found[candidates[0]]()
+            if content is not None:
+                submission.files[file] = content
+        elif any(place.stem == file and place.suffix == ".ipynb" for place in found):
+            submission.notes.append(f"{file} is a notebook: hand in {file}.py, exported as a script")
+
+
+def is_welcome(place):
+    """Could the file at this place of a submission be an exercise?"""
+    folders = place.parts[:-1]
+    return (place.suffix in (".py", ".ipynb") and len(place.parts) <= MAX_DEPTH
+            and not place.is_absolute() and ".." not in place.parts
+            and not any(part in SKIPPED or part.startswith(".") for part in folders))
+
+
+def from_folder(root, submission):
+    """{place: function that reads it}, without following links."""
+    found = {}
+    for folder, inner, files in os.walk(root, followlinks=False):
+        inner[:] = [name for name in inner if not os.path.islink(os.path.join(folder, name))]
+        here = PurePosixPath(*Path(folder).relative_to(root).parts)
+        if len(here.parts) >= MAX_DEPTH:
+            inner.clear()
+        for file in files:
+            if is_welcome(here / file):
+                path = Path(folder, file)
+                found[here / file] = lambda path=path: read_file(path, submission)
+    return found
+
+
+def read_file(path, submission):
+    """The bytes of a regular file of modest size, else None and a note."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)
+                             | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        reason = "it is a link" if path.is_symlink() else error.strerror
+        submission.notes.append(f"{path.name} was not read: {reason}")
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            submission.notes.append(f"{path.name} was not read: it is no regular file")
+            return None
+        return within_limit(file, path.name, submission)
+
+
+def from_zip(path, submission):
+    """The same for a zip file, read entry by entry."""
+    archive, found = zipfile.ZipFile(path), {}
+    for entry in archive.infolist()[:10_000]:
+        place = PurePosixPath(entry.filename.replace("\\", "/"))
+        if entry.is_dir() or not is_welcome(place):
+            continue
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            submission.notes.append(f"{place} was not read: it is a link")
+            continue
+        found[place] = lambda entry=entry: read_entry(archive, entry, submission)
+    return found
+
+
+def read_entry(archive, entry, submission):
+    with archive.open(entry) as file:
+        return within_limit(file, entry.filename, submission)
+
+
+def within_limit(file, name, submission):
+    content = file.read(MAX_BYTES + 1)  # never more, whatever the file says of its size
+    if len(content) > MAX_BYTES:
+        submission.notes.append(f"{name} was not read: it is larger than {MAX_BYTES // 1024} KB")
+        return None
+    return content
