@@ -159,14 +159,15 @@ def compute_gae(rewards, values, mask, gamma, lam):
 
 
 def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
-    """Scale the real tokens to variance 1 (the unbiased one) and, with shift_mean, to mean 0."""
+    """Scale the real tokens to variance 1 (the unbiased one) and, with shift_mean, to mean 0;
+    without, their mean stays what it was."""
     count = mask.sum()
     if count < 2:
         return torch.zeros_like(x)
     mean = (x * mask).sum() / count
     variance = ((x - mean).square() * mask).sum() / (count - 1)
-    shift = mean if shift_mean else 0.0
-    return (x - shift) * torch.rsqrt(variance + eps) * mask
+    whitened = (x - mean) * torch.rsqrt(variance + eps)
+    return (whitened if shift_mean else whitened + mean) * mask
 
 
 def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=None):

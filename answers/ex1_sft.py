@@ -22,10 +22,10 @@ def format_prompt(instruction: str, input: str = "") -> str:
     Formula (Alpaca's layout, Taori et al. 2023, "Stanford Alpaca", without its preamble)
         ### Instruction:
         <instruction>
-                              <- an empty line
-        ### Input:            \
-        <input>               | these three only where there is an input
-                              /
+        (an empty line)
+        ### Input:          these three
+        <input>             only where there
+        (an empty line)     is an input
         ### Response:
     Every line ends with a line break, the last one too, and nothing follows. Both texts are kept to
     the letter, with all their spaces, line breaks and braces; only the empty string is no input.
@@ -93,7 +93,7 @@ def pad_batch(examples, pad_id):
                    lists of int, equally long, of at least one token
         pad_id     int, the pad token; it may be the end token as well
         returns    a dictionary of three tensors, int64 (B, T) each, with T the longest example's
-                   length: "input_ids", "attention_mask", "labels" (in this order)
+                   length: "input_ids", "attention_mask", "labels"
 
     Formula (no paper; the names are those that the models of transformers take)
                          on an example's own tokens   on the padding to their right

@@ -19,8 +19,8 @@ def response_logprobs(logits, response, temperature=1.0):
                       0 is the prompt's last token, position t the t-th token of the response
         response      long (B, T), the ids of the response's tokens, T >= 1
         temperature   number > 0, which the logits are divided by (that of the sampling)
-        returns       float32 (B, T), whatever the dtype of the logits; all of it is computed in
-                      float32. A gradient flows to the logits. Padding gets a number like any token
+        returns       float32 (B, T), whatever the dtype of the logits, and computed in float32 (or
+                      better). A gradient flows to the logits. Padding gets a number like any token
 
     Formula (the softmax with a temperature: Hinton et al. 2015, "Distilling the knowledge in a
     neural network", eq. 1; z_t is the row of logits that was computed before token y_t was read)
@@ -198,17 +198,17 @@ def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
     Shapes
         x            float (B, T); the padding may hold anything finite
         mask         float (B, T)
-        shift_mean   True: the mean becomes 0. False: x itself is scaled, nothing is subtracted or
-                     added back (the variance is the same one, about the mean)
+        shift_mean   True: the mean becomes 0. False: the mean stays what it was, only the spread
+                     around it is scaled
         eps          number, added to the variance
         returns      float (B, T), 0 where the mask is 0. Fewer than two real entries have no
                      variance: all of the result is 0 then
 
-    Formula (as in "The 37 implementation details of proximal policy optimization", Huang et al.
-    2022, detail 7, over real tokens; n is their number in the whole batch)
+    Formula (as in the code of Ziegler et al. 2019, "Fine-tuning language models from human
+    preferences"; n is the number of real entries in the whole batch)
         mean      = sum of x over the real entries / n
         var       = sum of (x - mean)^2 over the real entries / (n - 1)     the unbiased one
-        whitened  = (x - mean) / sqrt(var + eps)     or, without shift_mean, x / sqrt(var + eps)
+        whitened  = (x - mean) / sqrt(var + eps), and without shift_mean + mean
 
     Example (three real entries, 2, 4 and 6, with mean 4 and variance 4; 50 is padding)
         >>> x = torch.tensor([[2.0, 4.0], [6.0, 50.0]])
@@ -217,8 +217,8 @@ def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
         tensor([[-1.,  0.],
                 [ 1.,  0.]])
         >>> masked_whiten(x, mask, shift_mean=False)
-        tensor([[1., 2.],
-                [3., 0.]])
+        tensor([[3., 4.],
+                [5., 0.]])
 
     Ask yourself
         Which numbers belong to the mean and to the variance, and by how many do you divide each?
@@ -232,8 +232,8 @@ def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
         return torch.zeros_like(x)
     mean = (x * mask).sum() / count
     variance = ((x - mean).square() * mask).sum() / (count - 1)
-    shift = mean if shift_mean else 0.0
-    return (x - shift) * torch.rsqrt(variance + eps) * mask
+    whitened = (x - mean) * torch.rsqrt(variance + eps)
+    return (whitened if shift_mean else whitened + mean) * mask
 
 
 def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=None):
@@ -330,8 +330,8 @@ def masked_entropy(logits, mask, count=None):
         mask      float (B, T)
         count     what to divide by, a number or a tensor; None: the number of real tokens, but at
                   least 1 (without any real token the result is 0, with a graph all the same)
-        returns   a float32 scalar, whatever the dtype of the logits; all of it is computed in
-                  float32. Gradients flow to the logits, and are finite like the result
+        returns   a float32 scalar, whatever the dtype of the logits, and computed in float32 (or
+                  better). Gradients flow to the logits, and are finite like the result
 
     Formula (Shannon 1948; the bonus S of Schulman et al. 2017, eq. 9)
         p_t = softmax(logits_t)

@@ -10,24 +10,135 @@ import torch
 
 
 def response_logprobs(logits, response, temperature=1.0):
-    """log p(token | what came before) of a response's T tokens, from the logits of the last T+1
-    positions: a position predicts the token after it, so the very last one is not needed."""
+    """The log-probability of every token of a response: log p(token | prompt and earlier tokens).
+    PPO's ratio, the KL penalty and GRPO's loss are all made of these.
+
+    Shapes
+        logits        float (B, T+1, V), any float dtype: the model's output at the last T+1
+                      positions of prompt + response (transformers' logits_to_keep=T+1). Position
+                      0 is the prompt's last token, position t the t-th token of the response
+        response      long (B, T), the ids of the response's tokens, T >= 1
+        temperature   number > 0, which the logits are divided by (that of the sampling)
+        returns       float32 (B, T), whatever the dtype of the logits, and computed in float32 (or
+                      better). A gradient flows to the logits. Padding gets a number like any token
+
+    Formula (the softmax with a temperature: Hinton et al. 2015, "Distilling the knowledge in a
+    neural network", eq. 1; z_t is the row of logits that was computed before token y_t was read)
+        log p(y_t) = log softmax(z_t / temperature)[y_t]
+    It is finite for logits of any size, also where softmax itself would be 0 in float32.
+
+    Example (T = 2, V = 3; the probabilities are (1/4, 1/2, 1/4), then (1/10, 1/10, 8/10))
+        >>> logits = torch.tensor([[[1.0, 2.0, 1.0], [1.0, 1.0, 8.0], [3.0, 3.0, 3.0]]]).log()
+        >>> response_logprobs(logits, torch.tensor([[1, 2]]))  # log 1/2 and log 8/10
+        tensor([[-0.6931, -0.2231]])
+
+    Ask yourself
+        There are T+1 positions and T tokens. Which position's logits were computed without having
+        seen the response's first token, and which position is not needed at all?
+
+    Check it
+        pytest -k response_logprobs
+    """
     raise NotImplementedError("ex3_ppo.response_logprobs")
 
 
 def response_mask(response, eos_ids):
-    """1 on the tokens up to and including the first end token, 0 on what follows it."""
+    """Mark the tokens that belong to a response: all up to its first end token. A batch is
+    generated until its longest response is done, so what follows an end token means nothing.
+
+    Shapes
+        response   long (B, T), ids
+        eos_ids    list of one or more int: any of them ends a response (models may have several)
+        returns    float32 (B, T): 1.0 on the tokens up to and including the first end token, 0.0 on
+                   all that follow, whatever they are. A row without an end token is all ones
+
+    Formula (a definition; no paper needed)
+        mask_t = 1 if none of the tokens before t is an end token, else 0
+
+    Example (the end token is 9)
+        >>> response_mask(torch.tensor([[5, 9, 0], [4, 5, 6], [9, 7, 9]]), [9])
+        tensor([[1., 1., 0.],
+                [1., 1., 1.],
+                [1., 0., 0.]])
+
+    Ask yourself
+        Stopping is an action that the policy takes and is rewarded for. On which side of the border
+        is the first end token? And what does your code do in a row that has two of them, or none?
+
+    Check it
+        pytest -k response_mask
+    """
     raise NotImplementedError("ex3_ppo.response_mask")
 
 
 def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
-    """Estimates of KL(policy || reference) at tokens that the policy sampled (Schulman 2020,
-    "Approximating KL divergence"): k1 and k3 are unbiased, k2 and k3 never negative."""
+    """Estimate at each sampled token how far the policy has moved away from the reference: an
+    estimate of KL(policy || reference) from one sample. The penalty keeps the policy from going
+    where the reward model knows nothing.
+
+    Shapes
+        logprobs       float (B, T), log-probabilities of the sampled tokens under the policy
+        ref_logprobs   float (B, T), the same under the reference
+        estimator      "k1" (the default), "k2" or "k3"
+        returns        float (B, T), a number a token: nothing is summed or averaged. Gradients flow
+                       to both arguments: what is constant is for the caller to say
+
+    Formula (Schulman 2020, "Approximating KL divergence", a blog post; r = p_ref / p of the token)
+        k1 = -log r               unbiased, often negative
+        k2 = (log r)^2 / 2        biased, never negative
+        k3 = (r - 1) - log r      unbiased, never negative
+    "Unbiased" means: the mean over tokens drawn from the policy is the KL.
+
+    Example (a vocabulary of three; weighted by p, both k1 and k3 give the KL, which is log(2) / 4)
+        >>> p, p_ref = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
+        >>> kl_penalty(p.log(), p_ref.log())
+        tensor([[ 0.6931, -0.0000, -0.6931]])
+        >>> kl_penalty(p.log(), p_ref.log(), "k3")
+        tensor([[0.1931, 0.0000, 0.3069]])
+        >>> [(p * kl_penalty(p.log(), p_ref.log(), k)).sum() for k in ("k1", "k3")]
+        [tensor(0.1733), tensor(0.1733)]
+
+    Ask yourself
+        The tokens were drawn from the policy, and now and then the policy draws one that the
+        reference likes better. Which sign has k1 there, and is r larger or smaller than 1?
+
+    Check it
+        pytest -k kl_penalty
+    """
     raise NotImplementedError("ex3_ppo.kl_penalty")
 
 
 def shape_rewards(scores, kl, mask, kl_coef):
-    """The reward of every token: -kl_coef * KL, and on the last real token the score as well."""
+    """The reward of every token: each pays for its KL, and the last one also earns the score, which
+    the reward model gives to the response as a whole.
+
+    Shapes
+        scores    float (B,), the score of each response
+        kl        float (B, T), the KL of each token; the padding holds noise
+        mask      float (B, T)
+        kl_coef   number, beta
+        returns   float (B, T), 0 where the mask is 0, a new tensor. A row without any real token
+                  stays 0: nothing was said, so nothing is scored
+
+    Formula (Ziegler et al. 2019, "Fine-tuning language models from human preferences", eq. 2, taken
+    apart into tokens)
+        r_t = -beta KL_t                on real tokens
+        r_t = -beta KL_t + score        on the last real token
+
+    Example (the second response has one token, and its padding a KL of 9)
+        >>> scores, kl = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 9.0, 9.0]])
+        >>> mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+        >>> shape_rewards(scores, kl, mask, 0.1)
+        tensor([[-0.1000, -0.2000,  0.7000],
+                [ 1.6000,  0.0000,  0.0000]])
+
+    Ask yourself
+        At which index does a response of n tokens end? And what is at that index minus or plus one
+        when n is 0, or T?
+
+    Check it
+        pytest -k shape_rewards
+    """
     raise NotImplementedError("ex3_ppo.shape_rewards")
 
 
@@ -65,7 +176,41 @@ def compute_gae(rewards, values, mask, gamma, lam):
 
 
 def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
-    """Scale the real tokens to variance 1 (the unbiased one) and, with shift_mean, to mean 0."""
+    """Scale the real entries to variance 1 and, unless told otherwise, shift them to mean 0.
+    Whitened advantages give steps of about the same size whatever the scale of the rewards.
+
+    Shapes
+        x            float (B, T); the padding may hold anything finite
+        mask         float (B, T)
+        shift_mean   True: the mean becomes 0. False: the mean stays what it was, only the spread
+                     around it is scaled
+        eps          number, added to the variance
+        returns      float (B, T), 0 where the mask is 0. Fewer than two real entries have no
+                     variance: all of the result is 0 then
+
+    Formula (as in the code of Ziegler et al. 2019, "Fine-tuning language models from human
+    preferences"; n is the number of real entries in the whole batch)
+        mean      = sum of x over the real entries / n
+        var       = sum of (x - mean)^2 over the real entries / (n - 1)     the unbiased one
+        whitened  = (x - mean) / sqrt(var + eps), and without shift_mean + mean
+
+    Example (three real entries, 2, 4 and 6, with mean 4 and variance 4; 50 is padding)
+        >>> x = torch.tensor([[2.0, 4.0], [6.0, 50.0]])
+        >>> mask = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+        >>> masked_whiten(x, mask)
+        tensor([[-1.,  0.],
+                [ 1.,  0.]])
+        >>> masked_whiten(x, mask, shift_mean=False)
+        tensor([[3., 4.],
+                [5., 0.]])
+
+    Ask yourself
+        Which numbers belong to the mean and to the variance, and by how many do you divide each?
+        Is it a row that is whitened, or the batch?
+
+    Check it
+        pytest -k masked_whiten
+    """
     raise NotImplementedError("ex3_ppo.masked_whiten")
 
 
@@ -79,9 +224,11 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=
         advantages     float (B, T)
         mask           float (B, T)
         clip_range     number, epsilon
-        count          what to divide by; None: the number of real tokens (at least 1)
-        returns        (loss, clip_fraction): float scalars. clip_fraction, the share of tokens whose
-                       clipped term is the larger loss, is divided by the same count and has no graph
+        count          what to divide by, a number or a tensor; None: the number of real tokens, but
+                       at least 1 (without any real token the loss is 0, with a graph all the same)
+        returns        (loss, clip_fraction): float scalars. clip_fraction, the share of tokens
+                       whose clipped term is the larger loss, is divided by the same count and
+                       has no graph
 
     Formula (Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, negated because
     optimisers minimise)
@@ -106,17 +253,102 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=
 
 
 def ppo_value_loss(values, old_values, returns, mask, clip_range, count=None):
-    """Half the squared error of the values, which may not gain from moving more than clip_range
-    away from the old ones (as in OpenAI's ppo2): the larger of two errors again."""
+    """Half the squared error of the values, in which no value gains from moving more than
+    clip_range away from the old one: of two errors the larger counts, as in the policy loss.
+
+    Shapes
+        values       float (B, T), the value head's output now
+        old_values   float (B, T), its output when the responses were sampled
+        returns      float (B, T), what the values should be
+        mask         float (B, T)
+        clip_range   number, epsilon, in units of value
+        count        what to divide by, a number or a tensor; None: the number of real tokens, but
+                     at least 1 (without any real token the loss is 0, with a graph all the same)
+        returns      a float scalar; gradients flow to `values`
+
+    Formula (OpenAI's ppo2; detail 9 of Huang et al. 2022, "The 37 implementation details of
+    proximal policy optimization", with the factor one half)
+        clipped_t = old_t + clip(V_t - old_t, -epsilon, epsilon)
+        loss_t    = max((V_t - returns_t)^2, (clipped_t - returns_t)^2)
+        loss      = 1/2 sum of loss_t over the real tokens / count
+
+    Example (both values moved from 0 to 1, and count as 0.2 where that is the larger error: where
+    the return is 1, the errors are 0 and 0.64; where it is -1, they are 4 and 1.44)
+        >>> values, old_values = torch.tensor([[1.0, 1.0]]), torch.zeros(1, 2)
+        >>> returns, mask = torch.tensor([[1.0, -1.0]]), torch.ones(1, 2)
+        >>> ppo_value_loss(values, old_values, returns, mask, 0.2)  # (0.64 + 4) / 2 / 2
+        tensor(1.1600)
+
+    Ask yourself
+        What is kept near what: the value near its old self, or near the return? And when a value
+        has jumped far in the wrong direction, which of the two errors still has a gradient?
+
+    Check it
+        pytest -k ppo_value_loss
+    """
     raise NotImplementedError("ex3_ppo.ppo_value_loss")
 
 
 def masked_entropy(logits, mask, count=None):
-    """The mean over real tokens of H = -sum_v p_v log p_v, in nats."""
+    """How undecided the policy is: the mean entropy of its next-token distributions, in nats. It
+    falls slowly while a policy learns; a plunge means that it has stopped trying things.
+
+    Shapes
+        logits    float (B, T, V), any float dtype, finite; position t belongs to the mask's token t
+        mask      float (B, T)
+        count     what to divide by, a number or a tensor; None: the number of real tokens, but at
+                  least 1 (without any real token the result is 0, with a graph all the same)
+        returns   a float32 scalar, whatever the dtype of the logits, and computed in float32 (or
+                  better). Gradients flow to the logits, and are finite like the result
+
+    Formula (Shannon 1948; the bonus S of Schulman et al. 2017, eq. 9)
+        p_t = softmax(logits_t)
+        H_t = -sum over the vocabulary of p_t log p_t, where 0 log 0 = 0
+        sum of H_t over the real tokens / count
+
+    Example (four equally likely tokens, log 4 = 1.3863, and a decision already made; then the mean)
+        >>> logits = torch.tensor([[[5.0, 5.0, 5.0, 5.0], [900.0, 0.0, 0.0, 0.0]]])
+        >>> masked_entropy(logits, torch.ones(1, 2))
+        tensor(0.6931)
+
+    Ask yourself
+        In float32 softmax gives exactly 0 to a token whose logit is 200 below the best one. What is
+        the logarithm of that, and what is 0 times it, in the value and in the gradient?
+
+    Check it
+        pytest -k masked_entropy
+    """
     raise NotImplementedError("ex3_ppo.masked_entropy")
 
 
 def adaptive_kl_coef(kl_coef, observed_kl, target_kl, batch_size, horizon):
-    """Raise the coefficient when the KL of a response is above its target, lower it when it is
-    below, by at most 20% a horizon (Ziegler et al. 2019, section 2.2)."""
+    """The next step's KL coefficient: a larger one when the responses' KL is above its target, a
+    smaller one when it is below. One chooses how far the policy may go instead of what that costs.
+
+    Shapes
+        kl_coef       number, the coefficient now, beta
+        observed_kl   number, the mean KL of a response, summed over its tokens; it may be
+                      negative, being an estimate
+        target_kl     number > 0, the KL that is wanted
+        batch_size    number, how many responses this step had
+        horizon       number, after how many responses an error of 0.2 has changed beta by
+                      about 20%
+        returns       a Python float
+
+    Formula (Ziegler et al. 2019, "Fine-tuning language models from human preferences", section 2.2,
+    with K_beta = batch_size / horizon, as in their code)
+        error    = clip((observed_kl - target_kl) / target_kl, -0.2, 0.2)
+        beta new = beta (1 + error batch_size / horizon)
+
+    Example (the KL is 12 instead of 6: an error of 1, clipped to 0.2; 64 is a tenth of 640)
+        >>> round(adaptive_kl_coef(0.5, 12.0, 6.0, 64, 640), 6)  # 0.5 (1 + 0.2 / 10)
+        0.51
+
+    Ask yourself
+        The KL is above its target, so the policy is too far away. Does the penalty have to grow or
+        to shrink? And is it the error that is clipped, or what comes of it?
+
+    Check it
+        pytest -k adaptive_kl_coef
+    """
     raise NotImplementedError("ex3_ppo.adaptive_kl_coef")

@@ -3,7 +3,9 @@ processes, options, and the board at the end."""
 
 import importlib.util
 import os
+import re
 import sys
+import textwrap
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs the network
@@ -102,7 +104,7 @@ def qwen3(tmp_path_factory):
 def pytest_addoption(parser):
     group = parser.getgroup("exercises")
     group.addoption("--hint", type=int, choices=[1, 2, 3], default=1,
-                    help="how much a failed exercise says: 1 a question, 2 the formula too, 3 the place too")
+                    help="what a failed exercise says: 1 a question, 2 the formula, 3 the place too")
     group.addoption("--exercises", default=str(ROOT / "exercises"),
                     help="the folder with ex1_sft.py and so on (default: exercises/)")
 
@@ -137,8 +139,6 @@ def pytest_report_teststatus(report):
 
 def pytest_terminal_summary(terminalreporter):
     """The board: a line a file, a mark a function, and what to do next."""
-    from checks import FILES
-
     found = {}
     for reports in terminalreporter.stats.values():
         for report in reports:
@@ -148,13 +148,20 @@ def pytest_terminal_summary(terminalreporter):
                 found.setdefault(file, {})[name] = status
     if not found:
         return
+    from checks import BLANKS, RUNS
+
     terminalreporter.section("exercises: + done, x wrong, . todo")
     statuses = []
-    for file in filter(found.get, FILES):
+    for run in filter(lambda run: run.file in found, RUNS):
+        names = [blank.name for blank in BLANKS if blank.file == run.file] + [run.name]
+        here = [(run.file, name, found[run.file][name]) for name in names if name in found[run.file]]
         marks = {"passed": "+", "todo": "."}
-        text = "  ".join(f"{marks.get(status, 'x')} {name}" for name, status in found[file].items())
-        terminalreporter.write_line(f"{file:<11} {text}")
-        statuses += [(file, name, status) for name, status in found[file].items()]
+        text = "  ".join(f"{marks.get(status, 'x')}_{name}" for _, name, status in here)
+        lines = textwrap.wrap(text, 86)  # the mark stays with its name
+        for start, line in zip([run.file] + [""] * len(lines), lines):
+            line = re.sub(r"(?<!\S)(.)_", r"\1 ", line)
+            terminalreporter.write_line(f"{start:<11} {line}")
+        statuses += here
     done = sum(status == "passed" for *_, status in statuses)
     terminalreporter.write_line(f"{done} of {len(statuses)} done.")
     wrong = [(file, name) for file, name, status in statuses if status not in ("passed", "todo")]

@@ -40,6 +40,8 @@ def parse(arguments):
     parser.error = fail
     parser.add_argument("cohort", type=Path, help="a folder of submissions, or one submission")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where to write (default: out)")
+    parser.add_argument("--one", action="store_true",
+                        help="the folder is one submission, whatever is in it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="submissions at a time")
     parser.add_argument("--strict", action="store_true",
                         help="refuse to grade without the first tier: landlock and seccomp")
@@ -110,7 +112,7 @@ def main(arguments):
     options = parse(arguments)
     torch.set_num_threads(1)
     try:
-        cohort = find_cohort(options.cohort, FILES)
+        cohort = find_cohort(options.cohort, FILES, options.one)
         options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         fail(str(error))

@@ -57,11 +57,7 @@ def test_whitening(size):
     x, mask = part(f"whiten/{size}"), TRL["whiten/mask"]
     # TRL leaves numbers on the padding and masks them later.
     close(ex3.masked_whiten(x["values"], mask), x["shift1"] * mask)
-    # Without shift_mean TRL (like OpenAI's code for Ziegler et al. 2019) puts the mean back as it
-    # was, and the course scales it with the rest: the two differ by a constant.
-    real = x["values"][mask.bool()]
-    expected = x["shift0"] - real.mean() + real.mean() * torch.rsqrt(real.var() + 1e-8)
-    close(ex3.masked_whiten(x["values"], mask, shift_mean=False), expected * mask)
+    close(ex3.masked_whiten(x["values"], mask, shift_mean=False), x["shift0"] * mask)
 
 
 # ---- GRPO ---------------------------------------------------------------------------------------

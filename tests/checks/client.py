@@ -60,7 +60,7 @@ class Worker:
             answer = {"status": "crashed", "message": "the process ended in the middle of the call "
                       f"({self.exit_code()})"}
         if not is_well_formed(answer):
-            answer = {"status": "tampered", "message": "the answer is not one that the worker gives"}
+            answer = {"status": "tampered", "message": "this is no answer that a worker gives"}
         if answer["status"] in ("timeout", "crashed", "tampered"):
             self.stop()
         return answer
@@ -122,7 +122,7 @@ class Nursery:
     def __init__(self):
         self.lock = threading.Lock()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        env = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-B", str(WORKERS / "nursery.py"), str(theirs.fileno())], env=env,
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
@@ -181,8 +181,9 @@ def is_well_formed(answer):
                                                           for step in answer["steps"])):
         return False
     if answer["status"] == "returned":
-        return "steps" in answer or (has(has_graph=bool, grads=dict, inputs=dict)
-                                     and "output" in answer and are_tensors(answer["grads"].values()))
+        return "steps" in answer or (
+            has(has_graph=bool, grads=dict, inputs=dict) and "output" in answer
+            and are_tensors(answer["grads"].values()))
     if answer["status"] == "raised":
         return has(type=str, message=str, lines=list)
     return answer["status"] in ("not_started",) or has(message=str)

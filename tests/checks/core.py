@@ -1,9 +1,9 @@
 """What a check is, how two outcomes are compared, and how a known mistake is recognised.
 
-A blank (one function of an exercise) is data: cases, known mistakes, and right but unusual versions.
-The student's function and the answer are performed on the same cases. Where the outcomes differ, the
-known mistakes are performed as well, and a hint is given if exactly one of them does what the
-student's function does on every case, and differs from the answer on two cases or more."""
+A blank (one function of an exercise) is data: cases, known mistakes, and right but unusual
+versions. The student's function and the answer are performed on the same cases. Where the outcomes
+differ, the known mistakes are performed as well, and a hint is given if exactly one of them does
+what the student's function does on every case, and differs from the answer on two cases or more."""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -87,12 +87,13 @@ def compare(yours, expected, rtol, atol, where="the result"):
     if kind(yours) != kind(expected):
         return Difference(f"{where} should be a {kind(expected)}", (), show(yours), show(expected))
     if isinstance(expected, dict):
-        if list(yours) != list(expected):
-            return Difference(f"{where} should have the keys {list(expected)}", (), show(list(yours)))
+        if yours.keys() != expected.keys():
+            return Difference(f"{where} should have these keys", (), show(list(yours)),
+                              show(list(expected)))
         parts = [(f'{where}["{key}"]', yours[key], expected[key]) for key in expected]
-    elif isinstance(expected, tuple):
+    elif isinstance(expected, (tuple, list)):
         if len(yours) != len(expected):
-            return Difference(f"{where} should have {len(expected)} parts", (), show(yours))
+            return Difference(f"{where} has the wrong length", (), show(yours), show(expected))
         parts = [(f"{where}, part {i}", *pair) for i, pair in enumerate(zip(yours, expected))]
     elif isinstance(expected, torch.Tensor):
         return compare_tensors(yours, expected, rtol, atol, where)
@@ -153,7 +154,8 @@ def differ(yours, expected, case, blank):
 def plain(value):
     """Something that == compares."""
     if isinstance(value, torch.Tensor):
-        return [str(value.dtype), list(value.shape), value.detach().double().flatten().tolist()]
+        numbers = value.detach().double().flatten().tolist()
+        return [str(value.dtype), list(value.shape), [repr(x) if x != x else x for x in numbers]]
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
@@ -164,7 +166,7 @@ def show(value):
     if isinstance(value, torch.Tensor) and value.numel() > 40:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, torch.Tensor):
-        return str(value.detach()).replace("\n\n", "\n").replace("\n", "\n" + " " * 15)
+        return str(value.detach()).replace("\n\n", "\n").replace("\n", "\n" + " " * 18)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {show(item)}" for key, item in value.items()) + "}"
     return repr(value)
@@ -188,13 +190,15 @@ def performed(function, cases):
 
 def find_mistake(blank, cases, outcomes, expected):
     """The one known mistake that does on every case what the student's function did."""
-    found = []
-    for mistake in blank.mistakes:
-        theirs = performed(mistake.function, cases)
-        telling = sum(bool(differ(*three, blank)) for three in zip(theirs, expected, cases))
-        if telling >= 2 and not any(
-                differ(*three, blank) for three in zip(outcomes, theirs, cases)):
-            found.append(mistake)
+    wrong = [bool(differ(*three, blank)) for three in zip(outcomes, expected, cases)]
+    order = sorted(range(len(cases)), key=lambda i: not wrong[i])  # those that tell come first
+
+    def is_it(mistake):
+        return not any(differ(
+            outcomes[i], perform(mistake.function, cases[i].inputs, cases[i].grad), cases[i], blank)
+            for i in order)
+
+    found = [mistake for mistake in blank.mistakes if is_it(mistake)] if sum(wrong) >= 2 else []
     return found[0] if len(found) == 1 else None
 
 
@@ -256,7 +260,7 @@ class Run:
 
 
 def judge_run_in_worker(run, worker, answers):
-    """Train with the student's functions and with the answers, each in its process, side by side."""
+    """Train with the student's functions and with the answers, in two processes side by side."""
     request = {"file": run.file, "run": run.file}
     worker.send(request)
     answers.send(request)
@@ -291,12 +295,12 @@ def report(result, hint=1):
     is_run = isinstance(blank, Run)
     lines = [f"{blank}: {difference.what if difference else result.message}"]
     if result.case:
-        lines.append(f"  case         {result.case.note}")
-        lines += [f"  {name:<12} {show(value)}" for name, value in result.case.inputs.items()]
+        lines.append(f"  case            {result.case.note}")
+        lines += [f"  {name:<15} {show(value)}" for name, value in result.case.inputs.items()]
     if difference and difference.yours != "":
-        lines.append(f"  yours        {difference.yours}")
+        lines.append(f"  yours           {difference.yours}")
     if difference and difference.expected != "":
-        lines.append(f"  expected     {difference.expected}")
+        lines.append(f"  expected        {difference.expected}")
     if difference and difference.index:
         lines.append(f"  first difference at index {list(difference.index)}")
     if result.total:

@@ -1,4 +1,5 @@
-"""The checks of exercise 1. Numbers of mistakes are those of a list of pitfalls of the field."""
+"""The checks of exercise 1. Mistakes are numbered where a list of pitfalls of the field has
+them."""
 
 import math
 
@@ -124,7 +125,7 @@ def label_cases(seed):
             case("no room for the end token", [5, 6], [7, 8], 4,
                  expect=([5, 6, 7, 8], [-100, -100, 7, 8])),
             case("no room for the response", [5, 6], [7, 8], 2),
-            case("no room for the whole prompt", [5, 6, 7], [8], 1),
+            case("no room for the whole prompt", [5, 6, 7], [8, 4, 3], 2),
             case("an empty response", [5, 6, 7], [], 10),
             case("an empty prompt", [], [7, 8], 10),
             case("a response made of the prompt's tokens", [5, 6, 7], [6, 5, 6], 10),

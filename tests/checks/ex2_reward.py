@@ -1,4 +1,5 @@
-"""The checks of exercise 2. Numbers of mistakes are those of a list of pitfalls of the field."""
+"""The checks of exercise 2. Mistakes are numbered where a list of pitfalls of the field has
+them."""
 
 import math
 
@@ -72,6 +73,8 @@ LAST_TOKEN_INDEX = Blank(
     formula="the largest position t with attention_mask[b, t] = 1, for every row b",
     place=PLACE.format("last_token_index"),
     mistakes=[
+        Mistake("one too far", "Yours is one more than the expected index everywhere. At which "
+                "number do positions start?", lambda mask: rightmost(mask) + 1),
         Mistake("always the last position (15)", "Rows without padding on the right agree. What "
                 "stands at the last position of the others?",
                 lambda mask: torch.full((len(mask),), mask.shape[1] - 1)),

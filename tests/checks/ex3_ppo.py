@@ -150,6 +150,7 @@ def mask_cases(seed):
             rows("the end token is the last", [[4, 5, 9]], [9], [[1.0, 1.0, 1.0]]),
             rows("two end tokens with a word between", [[4, 9, 5, 9, 6]], [9],
                  [[1.0, 1.0, 0.0, 0.0, 0.0]]),
+            rows("the second of two end tokens", [[4, 8, 5]], [9, 8], [[1.0, 1.0, 0.0]]),
             rows("rows of all kinds", [[4, 5, 6, 9], [9, 1, 9, 1], [4, 9, 9, 9], [4, 5, 6, 7],
                                        [9, 9, 9, 9], [4, 9, 5, 6]], [9]),
             rows("either of two end tokens", [[4, 9, 8, 5], [8, 4, 9, 5], [4, 5, 6, 7],
@@ -309,8 +310,8 @@ KL = Blank(
                 kl_like(k1=lambda x: x)),
         Mistake("the size of k1 (38)", "Your k1 is never negative. Is its mean then still the KL?",
                 kl_like(k1=torch.abs)),
-        Mistake("k2 without the half (39)", "k2 is exactly twice the expected one. What is a "
-                "square's derivative, and what must the KL's be near 0?", kl_like(k2=torch.square)),
+        Mistake("k2 without the half (39)", "k2 is exactly twice the expected one. For policies "
+                "that are close the KL is about (log r)^2, times what?", kl_like(k2=torch.square)),
         Mistake("k3 upside down (40)", "Your k3 agrees while the policies are close, and differs "
                 "when they are far apart. Which way round is r?",
                 kl_like(k3=lambda x: (-x).exp() - 1 + x)),
@@ -423,6 +424,10 @@ REWARDS = Blank(
                 "what stands in the last column?", rewards_like(place=at(lambda n: -1))),
         Mistake("the score on every token (47)", "How much would a response of ten tokens earn in "
                 "all?", rewards_like(place=lambda scores, mask: mask * scores.unsqueeze(1))),
+        Mistake("the score on the padding too", "Rows without padding agree. Where in a short row "
+                "does the sum so far equal the whole sum: on the last token only?",
+                rewards_like(place=lambda scores, mask: (1 - mask + last_of(mask)) * (
+                    scores.unsqueeze(1)))),
         Mistake("all of the KL on the last token (48)", "A row's total agrees. Which token should "
                 "pay for which KL?", rewards_like(penalty=lambda kl, mask: (
                     last_of(mask) * (kl * mask).sum(dim=1, keepdim=True)))),

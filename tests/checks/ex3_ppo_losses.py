@@ -29,8 +29,10 @@ def whiten_cases(seed):
     ragged = [5, 1, 3, 2, 5]
     full, x = [[1.0, 1.0, 1.0]], [[2.0, 4.0, 6.0]]
     return [by_hand("one row without padding", x, full, [[-1.0, 0.0, 1.0]]),
-            by_hand("shift_mean False", x, full, [[1.0, 2.0, 3.0]], shift_mean=False),
+            by_hand("shift_mean False", x, full, [[3.0, 4.0, 5.0]], shift_mean=False),
             by_hand("eps 5", x, full, [[-2 / 3, 0.0, 2 / 3]], shift_mean=True, eps=5.0),
+            by_hand("two real entries", [[3.0, 7.0], [5.0, 9.0]], [[1.0, 0.0], [1.0, 0.0]],
+                    [[-math.sqrt(0.5), 0.0], [math.sqrt(0.5), 0.0]]),
             by_hand("one real entry in all", [[3.0, 7.0, 7.0]], [[1.0, 0.0, 0.0]],
                     [[0.0, 0.0, 0.0]]),
             by_hand("one real entry in all, shift_mean False", [[3.0, 7.0], [7.0, 7.0]],
@@ -55,7 +57,7 @@ def slow_whiten(x, mask, shift_mean=True, eps=1e-8):
     mean = sum(numbers) / len(numbers)
     variance = sum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1)
     for place, number in zip(real, numbers):
-        result[place] = (number - (mean if shift_mean else 0)) / math.sqrt(variance + eps)
+        result[place] = (number - mean) / math.sqrt(variance + eps) + (0 if shift_mean else mean)
     return result
 
 
@@ -74,7 +76,7 @@ def moments_by_row(x, mask):
 
 
 def whiten_like(stats=moments, scale=lambda variance, eps: (variance + eps).rsqrt(),
-                apply=lambda x, mean, factor, shift: (x - shift * mean) * factor,
+                apply=lambda x, mean, f, shift: (x - mean) * f + (not shift) * mean,
                 clean=lambda x, mask: x * mask, least=2):
     """A version of masked_whiten with parts that can be set wrong."""
     def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
@@ -87,23 +89,25 @@ def whiten_like(stats=moments, scale=lambda variance, eps: (variance + eps).rsqr
 
 def whiten_about_zero(x, mask, shift_mean=True, eps=1e-8):
     """Without shift_mean the variance is the mean square."""
-    squares = lambda x, mask: (0.0, (x.square() * mask).sum() / (mask.sum() - 1))
-    return whiten_like(stats=moments if shift_mean else squares)(x, mask, shift_mean, eps)
+    mean, variance = moments(x, mask)
+    if not shift_mean:
+        variance = (x.square() * mask).sum() / (mask.sum() - 1)
+    return whiten_like(stats=lambda x, mask: (mean, variance))(x, mask, shift_mean, eps)
 
 
 def whiten_chosen_entries(x, mask, shift_mean=True, eps=1e-8):
     real, result = mask.bool(), torch.zeros_like(x)
     if real.sum() > 1:
         chosen = x[real].double()
-        scaled = chosen / (chosen.var() + eps).sqrt()
-        result[real] = (scaled - scaled.mean() if shift_mean else scaled).float()
+        scaled = (chosen - chosen.mean()) / (chosen.var() + eps).sqrt()
+        result[real] = (scaled if shift_mean else scaled + chosen.mean()).float()
     return result
 
 
 WHITEN = Blank(
     FILE, "masked_whiten", whiten_cases, slow_whiten,
     formula="(x - mean) / sqrt(var + eps), mean and unbiased var over the real entries; without "
-    "shift_mean x / sqrt(var + eps); 0 off the mask, and everywhere when there are fewer than two",
+    "shift_mean + mean; 0 off the mask, and everywhere when there are fewer than two",
     place=PLACE.format("masked_whiten"),
     mistakes=[
         Mistake("the padding counts (60)", "Without padding it agrees. Which numbers belong to the "
@@ -115,17 +119,19 @@ WHITEN = Blank(
                 "you add up?", whiten_like(lambda x, mask: (
                     moments(x, mask)[0],
                     (x - moments(x, mask)[0]).square().sum() / (mask.sum() - 1)))),
-        Mistake("the biased variance (61)", "Every entry is sqrt(n / (n - 1)) times the expected "
-                "one. Which of the two variances do you divide by?", whiten_like(lambda x, mask: (
+        Mistake("the biased variance (61)", "But for eps, every entry is sqrt(n / (n - 1)) times "
+                "the expected one. Which of the two variances do you divide by?",
+                whiten_like(lambda x, mask: (
                     moments(x, mask)[0], moments(x, mask)[1] * (mask.sum() - 1) / mask.sum()))),
         Mistake("the mean is never removed (62)", "With shift_mean False it agrees. What should "
-                "the mean be otherwise?", whiten_like(apply=lambda x, mean, f, shift: x * f)),
+                "the mean be otherwise?",
+                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f + mean)),
         Mistake("the mean is always removed (62)", "With shift_mean True it agrees. What does your "
                 "function do when it is False?",
                 whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f)),
-        Mistake("the mean is put back unscaled (62)", "With shift_mean True it agrees. Without it "
-                "x is only scaled: is the mean scaled in yours?",
-                whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f + (not shift) * mean)),
+        Mistake("x itself is scaled (62)", "With shift_mean True it agrees. Without it the mean "
+                "stays what it was: is the mean scaled in yours?",
+                whiten_like(apply=lambda x, mean, f, shift: (x - shift * mean) * f)),
         Mistake("the mean square for the variance", "With shift_mean True it agrees. Is a variance "
                 "about 0 or about the mean?", whiten_about_zero),
         Mistake("each row by itself (63)", "A single row agrees. Over what are mean and variance "
@@ -133,7 +139,7 @@ WHITEN = Blank(
         Mistake("divided by the variance (64)", "Is the variance of your result 1? Which power of "
                 "the variance must a number be divided by?",
                 whiten_like(scale=lambda variance, eps: 1 / (variance + eps))),
-        Mistake("eps outside the root (80)", "It agrees where the spread is large. Is eps added to "
+        Mistake("eps outside the root (80)", "It agrees where eps is negligible. Is eps added to "
                 "the variance or to its root?",
                 whiten_like(scale=lambda variance, eps: 1 / (variance.sqrt() + eps))),
         Mistake("an eps of its own", "With the default eps it agrees. Do you use the one that is "
@@ -170,6 +176,8 @@ def average_mistakes(version):
     return [
         Mistake("the mean over padding too (71)", "Without padding it agrees. By how many tokens "
                 "do you divide?", version(average=average_by(torch.Tensor.numel))),
+        Mistake("a sum", "Twice as many tokens would give twice your result. Is it a sum or a "
+                "mean?", version(average=lambda x, mask, count: (x * mask).sum())),
         Mistake("divided by the rows", "Is it a mean over tokens or over responses? By how many do "
                 "you divide?", version(average=average_by(len))),
         Mistake("a mean of the rows' means (71)", "Rows of equal length agree. Does a token of a "
@@ -419,8 +427,8 @@ VALUE_LOSS = Blank(
 
 
 def entropy_cases(seed):
-    def case(note, mask, size=1.5, draw=0, dtype=torch.float32, vocabulary=6, **count):
-        logits = size * normal(*mask.shape, vocabulary, seed=seed + draw)
+    def case(note, mask, size=1.5, mean=0, draw=0, dtype=torch.float32, vocabulary=6, **count):
+        logits = mean + size * normal(*mask.shape, vocabulary, seed=seed + draw)
         return Case(note, {"logits": logits.to(dtype), "mask": mask, **count},
                     grad=("logits",) if dtype == torch.float32 else ())
 
@@ -445,6 +453,7 @@ def entropy_cases(seed):
     return [by_hand, sure, case("one row without padding", full),
             case("rows that end early, noise at the padding", ragged, draw=10),
             case("a row without any token", ragged_mask([4, 0, 2]), draw=20, vocabulary=4),
+            case("logits around 100", ragged_mask([3, 2]), mean=100, draw=120),
             huge("logits of size 200", full, draw=30),
             huge("logits of size 200, rows that end early", ragged, draw=40),
             equal("equal logits in bfloat16", full, 6),
@@ -557,7 +566,7 @@ def coef_cases(seed):
             case("the KL is on its target", 0.5, 6.0, 6.0, 64, 640, expect=0.5),
             case("the KL is twice its target", 0.5, 12.0, 6.0, 64, 640, expect=0.51),
             case("the KL is 0", 0.5, 0.0, 6.0, 64, 640, expect=0.49),
-            case("the estimate of the KL is negative", 2.0, -3.0, 6.0, 32, 64, expect=1.8),
+            case("the estimate of the KL is negative", 2.0, -9.0, 6.0, 32, 64, expect=1.8),
             case("a small target", 1.0, 0.0115, 0.01, 20, 40, expect=1.075),
             case("a batch as large as the horizon", 2.0, 9.0, 3.0, 32, 32, expect=2.4),
             case("a batch larger than the horizon", 1.0, 9.0, 3.0, 80, 20, expect=1.8),
@@ -641,8 +650,8 @@ KL_COEF = Blank(
         Mistake("the change is added", "At a coefficient of 1 it agrees. Should 0.01 and 10 change "
                 "by the same amount, or by the same share?",
                 coef_like(change=lambda coef, x: coef + x)),
-        Mistake("only the change is returned", "Your result is near 0 on the target. What should "
-                "the coefficient be there?", coef_like(change=lambda coef, x: coef * x)),
+        Mistake("only the change is returned", "On the target your result is 0. What should the "
+                "coefficient be there?", coef_like(change=lambda coef, x: coef * x)),
         Mistake("an exponential", "For small changes it agrees. Is the change 1 + x or exp(x)?",
                 coef_like(change=lambda coef, x: coef * math.exp(x))),
         Mistake("doubled or halved", "That is the rule of the PPO paper (section 4). What does "

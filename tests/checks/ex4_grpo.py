@@ -121,11 +121,11 @@ SUM_REWARD = Blank(
                 "You read the last number. What of the words and numbers before it?",
                 sum_reward_like(matches=lambda *two: number_in(*two, which=-1))),
         Mistake("compares integers",
-                "Python's int() reads more than plain digits: what does it make "
-                'of "042", of "+42", of "4_2"?', sum_reward_like(matches=as_number(int))),
+                "Python's int() reads more than plain digits: what does it make of \"042\", of "
+                '"+42", of "4_2"?', sum_reward_like(matches=as_number(int))),
         Mistake("compares floats",
-                'Python\'s float() reads more than plain digits: what does it make '
-                'of "42.0", of "+42"?', sum_reward_like(matches=as_number(float))),
+                "Python's float() reads more than plain digits: what does it make of \"42.0\", of "
+                '"+42"?', sum_reward_like(matches=as_number(float))),
         Mistake("white space counts", 'Should " 42" be worth less than "42"?',
                 sum_reward_like(clean=lambda response: response.removesuffix("."))),
         Mistake("the full stop counts", 'Should "42." be worth less than "42"?',
@@ -134,21 +134,20 @@ SUM_REWARD = Blank(
                 "what stands at the end?",
                 sum_reward_like(clean=lambda response: response.strip().removesuffix("."))),
         Mistake("all final full stops are taken away",
-                "How many full stops may a response end with, "
-                "and how many do you take away?",
+                "How many full stops may a response end with, and how many do you take away?",
                 sum_reward_like(clean=lambda response: response.strip().rstrip(".").strip())),
         Mistake("all full stops are taken away", 'Is "4.2" the number 42?',
                 sum_reward_like(clean=lambda response: response.replace(".", "").strip())),
         Mistake("all white space is taken away", 'Is "4 2" the number 42?',
                 sum_reward_like(clean=lambda x: "".join(x.split()).removesuffix("."))),
         Mistake("a prompt without a sum crashes",
-                "What does your search give for a prompt that is no "
-                "sum, and what do you do with it?", needs_a_sum),
+                "What does your search give for a prompt that is no sum, and what do you do with "
+                "it?", needs_a_sum),
         Mistake("adds whatever numbers there are", "Does every prompt with numbers in it ask for "
                 "their sum?", adds_any_numbers),
         Mistake("reads one digit",
-                "Sums of small numbers agree. How many digits of each number does "
-                "your pattern take?", sum_reward_like(pattern=r"(\d) \+ (\d)"))],
+                "Sums of small numbers agree. How many digits of each number does your pattern "
+                "take?", sum_reward_like(pattern=r"(\d) \+ (\d)"))],
     right={"one pattern for the whole response": sum_reward_by_pattern})
 
 
@@ -265,24 +264,23 @@ ADVANTAGES = Blank(
     place=PLACE.format("group_advantages"),
     mistakes=[
         Mistake("rounding is left where there is no spread",
-                "Groups with some spread agree. In the "
-                "others the mean may be off in its last digit, and eps is small: what makes the "
-                "advantage exactly 0?", advantages_like(
+                "Groups with some spread agree. In the others the mean may be off in its last "
+                "digit, and eps is small: what makes the advantage exactly 0?", advantages_like(
                     exact_zeros=False, divisor=lambda groups, eps: unbiased(
                         groups, eps) if groups.shape[1] > 1 else 1.0)),
         Mistake("no exact zeros, and a group of one is not a number",
-                "Larger groups with some spread "
-                "agree. In the others the mean may be off in its last digit. And how many numbers "
-                "does an unbiased standard deviation need?", advantages_like(exact_zeros=False)),
+                "Larger groups with some spread agree. In the others the mean may be off in its "
+                "last digit. And how many numbers does an unbiased standard deviation need?",
+                advantages_like(exact_zeros=False)),
         *advantage_mistakes(
             "eps inside the root (80)",
-            "A large spread agrees, a spread about as small as eps does "
-            "not. Is eps added to the standard deviation or to the variance?",
+            "A large spread agrees, a spread about as small as eps does not. Is eps added to the "
+            "standard deviation or to the variance?",
             divisor=lambda groups, eps: (unbiased(groups, 0) ** 2 + eps) ** 0.5),
         *advantage_mistakes(
             "the groups are interleaved (81)",
-            "The advantages of a prompt's own responses do not add "
-            "up to 0. Which responses stand next to one another in the rewards?", interleaved=True),
+            "The advantages of a prompt's own responses do not add up to 0. Which responses stand "
+            "next to one another in the rewards?", interleaved=True),
         *advantage_mistakes(
             "the batch's mean and std (82)", "One group alone agrees. With whom is a response "
             "compared?", baseline=torch.mean, divisor=lambda groups, eps: groups.std() + eps),
@@ -295,16 +293,16 @@ ADVANTAGES = Blank(
             "what is the sum of squares divided in your standard deviation?", divisor=biased),
         *advantage_mistakes(
             "no eps (84)",
-            "A large spread nearly agrees. What keeps a small one from blowing its advantages "
-            "up?", divisor=lambda groups, eps: unbiased(groups, 0)),
+            "A large spread nearly agrees. What keeps a small one from blowing its advantages up?",
+            divisor=lambda groups, eps: unbiased(groups, 0)),
         *advantage_mistakes(
             "not centred (85)",
-            "With rewards around 5 all your advantages are positive. Better than "
-            "what must a response be?", baseline=lambda groups: 0.0),
+            "With rewards around 5 all your advantages are positive. Better than what must a "
+            "response be?", baseline=lambda groups: 0.0),
         *advantage_mistakes(
             "the mean of the others (90)",
-            "Without a division you are off by the factor G / (G - 1): "
-            "that is RLOO's baseline. Does GRPO leave a response out of its own mean?",
+            "Without a division you are off by the factor G / (G - 1): that is RLOO's baseline. "
+            "Does GRPO leave a response out of its own mean?",
             baseline=mean_of_the_others),
         *advantage_mistakes(
             "never divided (90)", "Scale none agrees. What does scale std ask for?", scales=()),
@@ -313,14 +311,14 @@ ADVANTAGES = Blank(
             scales=("std", "none")),
         *advantage_mistakes(
             "divided by the variance (64)",
-            "Twice the rewards should give the same advantages. What "
-            "do yours do?", divisor=lambda groups, eps: unbiased(groups, 0) ** 2 + eps),
+            "Twice the rewards should give the same advantages. What do yours do?",
+            divisor=lambda groups, eps: unbiased(groups, 0) ** 2 + eps),
         *advantage_mistakes(
             "one row a group", "The numbers are right. Which shape went in, and which should come "
             "out?", flat=False),
         Mistake("edits the rewards (59)",
-                "Your function writes into the rewards that it was given. "
-                "Who else still needs them?", advantages_in_place)],
+                "Your function writes into the rewards that it was given. Who else still needs "
+                "them?", advantages_in_place)],
     right={"a loop over the groups in float64": advantages_by_loop})
 
 
@@ -381,44 +379,46 @@ INFORMATIVE = Blank(
     formula="a group is kept if and only if its largest reward differs from its smallest",
     place=PLACE.format("informative_groups"),
     mistakes=[
+        Mistake("the other way round", "Every flag is the opposite of the expected one. Does True "
+                "mean to keep a group or to drop it?",
+                informative_like(lambda groups: ~has_spread(groups))),
         Mistake("keeps groups that are all right (92)",
-                "A group of equal rewards, none of them 0, is "
-                "kept. What are its advantages?",
+                "A group of equal rewards, none of them 0, is kept. What are its advantages?",
                 informative_like(lambda groups: (groups != 0).any(dim=1))),
         Mistake("keeps groups whose mean is not 0 (92)",
                 "Is a mean of 0 the same as no spread? Think of the rewards 1 and -1.",
                 informative_like(lambda groups: groups.mean(dim=1) != 0)),
         Mistake("keeps groups with a right answer (92)",
-                "A group in which all are right is kept, and "
-                "one of different negative rewards is not. What does a group teach by?",
+                "A group in which all are right is kept, and one of different negative rewards is "
+                "not. What does a group teach by?",
                 informative_like(lambda groups: groups.amax(dim=1) > 0)),
         Mistake("takes rewards to be 0 or 1",
-                "Rewards of 0 and 1 agree. What if they are scores of a "
-                "reward model?", informative_like(
+                "Rewards of 0 and 1 agree. What if they are scores of a reward model?",
+                informative_like(
                     lambda groups: (groups.mean(dim=1) > 0) & (groups.mean(dim=1) < 1))),
         Mistake("counts the rewards of 1", "Rewards of 0 and 1 agree. What if they are scores of a "
                 "reward model, and none of them is 1?", informative_like(
                     lambda groups: ((groups == 1).sum(dim=1) % groups.shape[1]) != 0)),
         Mistake("compares with the mean",
-                "Groups of equal rewards are kept, but only for some values "
-                "and sizes. Is the mean of equal numbers that number, to its last digit?",
+                "Groups of equal rewards are kept, but only for some values and sizes. Is the mean "
+                "of equal numbers that number, to its last digit?",
                 informative_like(lambda groups: (groups != groups.mean(
                     dim=1, keepdim=True)).any(dim=1))),
         Mistake("asks for a standard deviation above 0",
-                "One group of equal rewards is kept. Is the "
-                "standard deviation that torch computes exactly 0 there?",
+                "One group of equal rewards is kept. Is the standard deviation that torch computes "
+                "exactly 0 there?",
                 informative_like(
                     lambda groups: groups.std(dim=1, unbiased=False) > 0)),
         Mistake("a tolerance", "A group with a tiny spread is dropped. At which spread does the "
                 "definition begin to call rewards equal?",
                 informative_like(lambda groups: groups.amax(dim=1) - groups.amin(dim=1) > 1e-6)),
         Mistake("compares the first with the last",
-                "Groups that begin and end with the same reward "
-                "are dropped. What of the rewards between?",
+                "Groups that begin and end with the same reward are dropped. What of the rewards "
+                "between?",
                 informative_like(lambda groups: groups[:, 0] != groups[:, -1])),
         Mistake("the groups are interleaved (81)",
-                "One group alone agrees. Which responses stand next "
-                "to one another in the rewards?", informative_like(has_spread, interleaved=True)),
+                "One group alone agrees. Which responses stand next to one another in the rewards?",
+                informative_like(has_spread, interleaved=True)),
         Mistake("a flag a response", "Is there a flag for every group, or for every response?",
                 informative_like(lambda groups: has_spread(groups).repeat_interleave(
                     groups.shape[1])))],
@@ -534,47 +534,46 @@ TOKEN_LOSS = Blank(
     place=PLACE.format("grpo_token_loss"),
     mistakes=[
         Mistake("the smaller loss (65)",
-                "At ratio 1 it agrees. Pessimistic means that the larger of "
-                "the two losses counts: which one do you take?", token_loss_like(choose=torch.min)),
+                "At ratio 1 it agrees. Pessimistic means that the larger of the two losses counts: "
+                "which one do you take?", token_loss_like(choose=torch.min)),
         Mistake("the clipped term alone (66)",
-                "Inside the clip it agrees. When the ratio is 2 and the "
-                "advantage negative, who pulls it back?",
+                "Inside the clip it agrees. When the ratio is 2 and the advantage negative, who "
+                "pulls it back?",
                 token_loss_like(choose=lambda loss, clipped: clipped)),
         Mistake("no clip (67)", "Inside the clip it agrees. What keeps a large ratio from paying?",
                 token_loss_like(choose=lambda loss, clipped: loss)),
         Mistake("the ratio upside down (68)",
-                "At ratio 1 the value is right and the gradient of the "
-                "clipped loss is negated. Which way round is the ratio?",
+                "At ratio 1 the value is right and the gradient of the clipped loss is negated. "
+                "Which way round is the ratio?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(old - new))),
         Mistake("the ratio is not exponentiated (69)",
-                "A ratio of probabilities is 1 where they are "
-                "equal. What is a difference of log-probabilities there?",
+                "A ratio of probabilities is 1 where they are equal. What is a difference of "
+                "log-probabilities there?",
                 token_loss_like(ratio=lambda new, old, ref: new - old)),
         Mistake("the objective's sign (70)",
-                "The paper maximises an objective; an optimiser minimises "
-                "a loss. What is the sign of the advantage's term in yours?",
+                "The paper maximises an objective; an optimiser minimises a loss. What is the sign "
+                "of the advantage's term in yours?",
                 token_loss_like(sign=1.0, choose=torch.min)),
         Mistake("old log-probs are the current ones (72)",
-                "Where the policy has moved, your ratio is "
-                "still 1, and no gradient flows through it. Which policy sampled?",
+                "Where the policy has moved, your ratio is still 1, and no gradient flows through "
+                "it. Which policy sampled?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - new))),
         Mistake("old log-probs are the current ones, detached (72)",
-                "Where the policy has moved, your "
-                "ratio is still 1. Which policy sampled?",
+                "Where the policy has moved, your ratio is still 1. Which policy sampled?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - new.detach()))),
         Mistake("the log-ratio is clipped (73)",
-                "Close to the clip range, not quite on it: are the two "
-                "edges bounds of the ratio or of its logarithm?", clips_the_log_ratio),
+                "Close to the clip range, not quite on it: are the two edges bounds of the ratio "
+                "or of its logarithm?", clips_the_log_ratio),
         Mistake("a quotient of probabilities",
-                "At log-probs of -200 it is not a number. How large is "
-                "exp(-200) in float32, and which difference could you take before exp?",
+                "At log-probs of -200 it is not a number. How large is exp(-200) in float32, and "
+                "which difference could you take before exp?",
                 token_loss_like(ratio=lambda new, old, ref: new.exp() / old.exp())),
         Mistake("the KL subtracted (86)",
-                "Without KL it agrees. Is being far from the reference a gain "
-                "or a loss?", token_loss_like(weight=lambda kl_coef: -kl_coef)),
+                "Without KL it agrees. Is being far from the reference a gain or a loss?",
+                token_loss_like(weight=lambda kl_coef: -kl_coef)),
         Mistake("the KL reversed (86)",
-                "Close to the reference it nearly agrees. Is d the reference "
-                "minus the policy, or the other way round?",
+                "Close to the reference it nearly agrees. Is d the reference minus the policy, or "
+                "the other way round?",
                 token_loss_like(kl=lambda new, ref: k3_of(new - ref))),
         Mistake("the KL dropped (86)", "Without KL it agrees. What pulls the policy back to the "
                 "reference?", token_loss_like(weight=lambda kl_coef: 0.0)),
@@ -584,32 +583,32 @@ TOKEN_LOSS = Blank(
         Mistake("k1 for k3", "Without KL it agrees. May the estimate of equation 4 be negative?",
                 token_loss_like(kl=lambda new, ref: new - ref)),
         Mistake("k2 for k3",
-                "Close to the reference it nearly agrees. Is the estimate of equation 4 "
-                "symmetric?", token_loss_like(kl=lambda new, ref: 0.5 * (new - ref).square())),
+                "Close to the reference it nearly agrees. Is the estimate of equation 4 symmetric?",
+                token_loss_like(kl=lambda new, ref: 0.5 * (new - ref).square())),
         Mistake("k3 without the -1 (41)", "What is your KL where policy and reference agree?",
                 token_loss_like(kl=lambda new, ref: k3_of(ref - new) + 1)),
         Mistake("no gradient through the KL",
-                "The numbers are right. How does the KL term move the "
-                "policy?", token_loss_like(kl=lambda new, ref: k3_of(ref - new).detach())),
+                "The numbers are right. How does the KL term move the policy?",
+                token_loss_like(kl=lambda new, ref: k3_of(ref - new).detach())),
         Mistake("the reference sampled (87)",
-                "Which of the other two log-probabilities belong to the "
-                "policy that sampled the tokens?",
+                "Which of the other two log-probabilities belong to the policy that sampled the "
+                "tokens?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - ref))),
         Mistake("the reference is always needed",
-                "With a reference it agrees. What is there to compute "
-                "where kl_coef is 0?", token_loss_like(always=True)),
+                "With a reference it agrees. What is there to compute where kl_coef is 0?",
+                token_loss_like(always=True)),
         Mistake("an advantage a column (89)", "One response alone agrees. Along which of the two "
                 "dimensions does (B,) broadcast against (B, T)?",
                 token_loss_like(spread=lambda advantages: advantages)),
         Mistake("clip_high ignored (91)",
-                "Where both ranges are 0.2 it agrees. Which bound is clip_high "
-                "for?", token_loss_like(bound=lambda r, low, high: r.clamp(1 - low, 1 + low))),
+                "Where both ranges are 0.2 it agrees. Which bound is clip_high for?",
+                token_loss_like(bound=lambda r, low, high: r.clamp(1 - low, 1 + low))),
         Mistake("clip_low ignored (91)",
-                "Where both ranges are 0.2 it agrees. Which bound is clip_low "
-                "for?", token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + high))),
+                "Where both ranges are 0.2 it agrees. Which bound is clip_low for?",
+                token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + high))),
         Mistake("the ranges swapped (91)",
-                "Where both ranges are 0.2 it agrees. Which of the two is "
-                "above 1?", token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + low))),
+                "Where both ranges are 0.2 it agrees. Which of the two is above 1?",
+                token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + low))),
         Mistake("the ranges are taken for the bounds", "Does a ratio of 1 lie between your bounds?",
                 token_loss_like(bound=lambda r, low, high: r.clamp(low, high))),
         Mistake("averaged already", "Which shape should come out? Who does the averaging?",
@@ -621,10 +620,8 @@ TOKEN_LOSS = Blank(
 
 
 def aggregate_cases(seed):
-    def case(note, mask, average, *more, draw=0, at_padding=None):
+    def case(note, mask, average, *more, draw=0):
         losses = 1 + normal(*mask.shape, seed=seed + draw)
-        if at_padding is not None:
-            losses = torch.where(mask.bool(), losses, at_padding)
         return Case(note, {"token_loss": losses, "mask": mask, "average": average,
                            **dict(zip(("max_length", "count"), more))}, grad=("token_loss",))
 
@@ -636,24 +633,19 @@ def aggregate_cases(seed):
 
     ragged, square = ragged_mask([5, 1, 3]), ragged_mask([4, 1, 3, 2])
     empty_row, left = ragged_mask([4, 0, 2, 1, 0]), ragged_mask([0, 5, 1], side="left")
-    tensor = torch.tensor(11.0)
     cases = [case("sequence, one row of two tokens out of three", torch.tensor([[1.0, 1.0, 0.0]]),
                   "sequence"),
              by_hand("sequence", 3.5), by_hand("token", 3.0), by_hand("constant", 0.45, 10)]
-    counts = {"sequence": (7, 7), "token": (23, 23), "constant": (24, 96)}
-    for i, (average, (number, product)) in enumerate(counts.items()):
+    for i, (average, count) in enumerate({"sequence": 7, "token": 23, "constant": 96}.items()):
         draw, own = 100 * i, 12 if average == "constant" else None
         cases += [
             case(f"{average}, rows of different lengths", ragged, average, own, draw=draw + 10),
             case(f"{average}, as many rows as tokens", square, average, 12, draw=draw + 20),
             case(f"{average}, rows without a token", empty_row, average, 12, draw=draw + 30),
             case(f"{average}, padding on the left", left, average, 12, draw=draw + 40),
-            case(f"{average}, count given", ragged, average, 12, number, draw=draw + 50),
+            case(f"{average}, count given", ragged, average, 12, count, draw=draw + 50),
             case(f"{average}, count a tensor, rows without a token", empty_row, average, None,
-                 tensor, draw=draw + 60),
-            case(f"{average}, a larger count", square, average, 12, product, draw=draw + 70),
-            case(f"{average}, inf at the padding", ragged, average, 12, draw=draw + 80,
-                 at_padding=math.inf),
+                 torch.tensor(11.0), draw=draw + 60),
             case(f"{average}, no token at all", torch.zeros(2, 3), average, 12, draw=draw + 90)]
     return cases + [case("an average that does not exist", ragged, "median", 12)]
 
@@ -705,12 +697,6 @@ def aggregate_like(real=only_real, sequence=by_sequence, token=by_token, constan
     return aggregate_loss
 
 
-def aggregate_mistakes(name, question, **parts):
-    """With the padding selected away, and with it only multiplied by 0, which many do as well."""
-    return [Mistake(name, question, aggregate_like(**parts)),
-            Mistake(f"{name}, and 0 * inf", question, aggregate_like(real=torch.mul, **parts))]
-
-
 def without_count(way):
     return lambda losses, mask, max_length, count: way(losses, mask, max_length, None)
 
@@ -738,78 +724,78 @@ AGGREGATE = Blank(
     '"token": sum / count, count: the tokens; "constant": sum / count, count: B max_length',
     place=PLACE.format("aggregate_loss"),
     mistakes=[
-        Mistake("multiplies by the mask",
-                "With finite numbers at the padding it agrees. What is 0 times inf, and how could "
-                "you choose instead of multiplying?", aggregate_like(real=torch.mul)),
         Mistake("the padding is summed too",
-                "Rows without padding agree. What does the mask do in your "
-                "sum?", aggregate_like(real=lambda losses, mask: losses)),
-        *aggregate_mistakes(
+                "Rows without padding agree. What does the mask do in your sum?",
+                aggregate_like(real=lambda losses, mask: losses)),
+        Mistake(
             "sequence is averaged over tokens (88)",
-            "In a sequence average, does each row weigh the "
-            "same, or each token?", sequence=by_token),
-        *aggregate_mistakes(
+            "In a sequence average, does each row weigh the same, or each token?",
+            aggregate_like(sequence=by_token)),
+        Mistake(
             "token is averaged over rows first (88)",
-            "In a token average, does a token of a short row "
-            "weigh as much as one of a long row?", token=by_sequence),
-        *aggregate_mistakes(
+            "In a token average, does a token of a short row weigh as much as one of a long row?",
+            aggregate_like(token=by_sequence)),
+        Mistake(
             "constant divides by the tokens (93)",
-            "In a constant average, may the length of a response "
-            "change the weight of its tokens?", constant=by_token),
-        *aggregate_mistakes(
+            "In a constant average, may the length of a response change the weight of its tokens?",
+            aggregate_like(constant=by_token)),
+        Mistake(
             "constant divides each row by its tokens (93)",
-            "In a constant average, may the length of a "
-            "response change the weight of its tokens?", constant=by_sequence),
-        *aggregate_mistakes(
+            "In a constant average, may the length of a response change the weight of its tokens?",
+            aggregate_like(constant=by_sequence)),
+        Mistake(
             "constant divides by T (88)",
-            "T is the longest response of this batch. Is that a constant "
-            "of the training?", constant=lambda losses, mask, max_length, count: by_constant(
-                losses, mask, mask.shape[1], count)),
-        *aggregate_mistakes(
+            "T is the longest response of this batch. Is that a constant of the training?",
+            aggregate_like(constant=lambda losses, mask, max_length, count: by_constant(
+                losses, mask, mask.shape[1], count))),
+        Mistake(
             "constant forgets the rows",
-            "Twice the same rows should give the same constant average. "
-            "What does yours do?", constant=lambda losses, mask, max_length, count: by_constant(
-                losses, mask[:1], max_length, count)),
-        *aggregate_mistakes(
+            "Twice the same rows should give the same constant average. What does yours do?",
+            aggregate_like(constant=lambda losses, mask, max_length, count: by_constant(
+                losses, mask[:1], max_length, count))),
+        Mistake(
             "constant multiplies the count by max_length", "Without count it agrees. When count is "
             "given, is max_length in it already?",
-            constant=lambda losses, mask, max_length, count: losses.sum() / (
-                own_unless(count, len(mask)) * max_length)),
-        *aggregate_mistakes(
+            aggregate_like(constant=lambda losses, mask, max_length, count: losses.sum() / (
+                own_unless(count, len(mask)) * max_length))),
+        Mistake(
             "sequence divides each row by T (71)",
-            "Rows without padding agree. By how many tokens do "
-            "you divide a row's sum?", sequence=lambda losses, mask, max_length, count: by_sequence(
-                losses, torch.ones_like(mask), max_length, count)),
-        *aggregate_mistakes(
+            "Rows without padding agree. By how many tokens do you divide a row's sum?",
+            aggregate_like(sequence=lambda losses, mask, max_length, count: by_sequence(
+                losses, torch.ones_like(mask), max_length, count))),
+        Mistake(
             "token divides by all positions (71)",
-            "Rows without padding agree. How many tokens are "
-            "real?", token=lambda losses, mask, max_length, count: by_token(
-                losses, torch.ones_like(mask), max_length, count)),
-        *aggregate_mistakes(
+            "Rows without padding agree. How many tokens are real?",
+            aggregate_like(token=lambda losses, mask, max_length, count: by_token(
+                losses, torch.ones_like(mask), max_length, count))),
+        Mistake(
             "rows without tokens are not counted",
-            "Without empty rows it agrees. Does a row without "
-            "tokens count as a row?", sequence=lambda *inputs: by_sequence(
-                *inputs, rows=lambda mask: (mask.sum(dim=1) > 0).sum().clamp(min=1))),
-        *aggregate_mistakes(
+            "Without empty rows it agrees. Does a row without tokens count as a row?",
+            aggregate_like(sequence=lambda *inputs: by_sequence(
+                *inputs, rows=lambda mask: (mask.sum(dim=1) > 0).sum().clamp(min=1)))),
+        Mistake(
             "an empty row is not a number",
-            "Without empty rows it agrees. How many tokens does an empty "
-            "row have, and what is 0 / 0?",
-            sequence=lambda *inputs: by_sequence(*inputs, least=0)),
-        *aggregate_mistakes(
+            "Without empty rows it agrees. How many tokens does an empty row have, and what is 0 / "
+            "0?",
+            aggregate_like(sequence=lambda *inputs: by_sequence(*inputs, least=0))),
+        Mistake(
             "nothing at all is not a number", "With a token in every row it agrees. By what do you "
-            "divide where there are none?", sequence=lambda *inputs: by_sequence(*inputs, least=0),
-            token=lambda *inputs: by_token(*inputs, least=0)),
-        *aggregate_mistakes(
+            "divide where there are none?",
+            aggregate_like(sequence=lambda *inputs: by_sequence(*inputs, least=0),
+                           token=lambda *inputs: by_token(*inputs, least=0))),
+        Mistake(
             "count is ignored", "Without count it agrees. Who calls this function with a part of a "
-            "batch, and by what must the part be divided?", sequence=without_count(by_sequence),
-            token=without_count(by_token),
-            constant=without_count(by_constant)),
-        *aggregate_mistakes(
+            "batch, and by what must the part be divided?",
+            aggregate_like(sequence=without_count(by_sequence), token=without_count(by_token),
+                           constant=without_count(by_constant))),
+        Mistake(
             "divides twice",
             "Without count it agrees. When count is given, do you still divide by a number of your "
-            "own?", sequence=divided_twice(by_sequence), token=divided_twice(by_token),
-            constant=divided_twice(by_constant))],
-    right={"a weight a token, in float64": aggregate_by_weights})
+            "own?",
+            aggregate_like(sequence=divided_twice(by_sequence), token=divided_twice(by_token),
+                           constant=divided_twice(by_constant)))],
+    right={"a weight a token, in float64": aggregate_by_weights,
+           "multiplied by the mask": aggregate_like(real=torch.mul)})
 
 
 # ---- pass_at_k ----------------------------------------------------------------------------------
@@ -899,28 +885,27 @@ PASS_AT_K = Blank(
                 "For k = 1 it agrees. Must all of the k samples be right, or one?",
                 pass_like(lambda n, c, k: math.comb(c, k) / math.comb(n, k))),
         Mistake("the chance that none is right",
-                "Your value and the expected one add up to 1. Which of "
-                "two opposite events is pass@k?",
+                "Your value and the expected one add up to 1. Which of two opposite events is "
+                "pass@k?",
                 pass_like(lambda n, c, k: math.comb(n - c, k) / math.comb(n, k))),
         Mistake("exactly one is right",
                 "With one right sample it agrees. At least one, or exactly one?",
                 pass_like(lambda n, c, k: c * math.comb(n - c, k - 1) / math.comb(n, k))),
         Mistake("yes or no",
-                "Where the chance is 0 or 1 it agrees. Does one right sample among n make "
-                "sure that k of them have it?", pass_like(lambda n, c, k: float(c > 0))),
+                "Where the chance is 0 or 1 it agrees. Does one right sample among n make sure "
+                "that k of them have it?", pass_like(lambda n, c, k: float(c > 0))),
         Mistake("C(n, k) as a float",
-                "With few samples it agrees. How many digits has C(2000, 1000), and "
-                "what is the largest float?",
+                "With few samples it agrees. How many digits has C(2000, 1000), and what is the "
+                "largest float?",
                 pass_like(lambda n, c, k: 1.0 - comb_of_floats(n - c, k) / comb_of_floats(n, k))),
         Mistake("divides by 0 where k > num_samples",
-                "What is C(n, k) for k > n, and which error was "
-                "promised there?", pass_like(unbiased_pass, unbiased_pass)),
+                "What is C(n, k) for k > n, and which error was promised there?",
+                pass_like(unbiased_pass, unbiased_pass)),
         Mistake("sure of it where k > num_samples",
-                "Can pass@5 be estimated from 4 samples? What should "
-                "the function do?", pass_like(unbiased_pass, lambda n, c, k: 1.0)),
+                "Can pass@5 be estimated from 4 samples? What should the function do?",
+                pass_like(unbiased_pass, lambda n, c, k: 1.0)),
         Mistake("uses fewer samples where k > num_samples",
-                "Can pass@5 be estimated from 4 samples? What "
-                "should the function do?",
+                "Can pass@5 be estimated from 4 samples? What should the function do?",
                 pass_like(unbiased_pass, lambda n, c, k: unbiased_pass(n, c, n)))],
     right={"by logarithms": pass_by_logarithms})
 

@@ -28,15 +28,16 @@ class Submission:
         return hashlib.sha256(content).hexdigest()
 
 
-def find_cohort(path, names):
+def find_cohort(path, names, one=False):
     """[(path, unique name)] of the submissions in a folder of submissions; a folder or zip that
-    holds exercises itself is one. Raises ValueError where there is nothing to grade."""
+    holds exercises itself is one, and so is whatever comes with `one`. Raises ValueError where
+    there is nothing to grade."""
     if not path.exists():
         raise ValueError(f"there is no {path}")
     if path.is_file():
         return [(path, path.stem)]
     wanted = {f"{name}.py" for name in names}
-    if any((folder / name).is_file() for folder in (path, path / "exercises") for name in wanted):
+    if one or any((folder / name).is_file() for folder in (path, path / "exercises") for name in wanted):
         return [(path, path.resolve().name)]
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")
                      and not entry.is_symlink()

@@ -1,0 +1,96 @@
+"""What a student sees of pytest: nothing begun, a wrong blank, a loop, a crash."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from checks import FILES
+from conftest import ROOT
+from make_exercises import make_stubs
+
+
+@pytest.fixture
+def student(tmp_path):
+    """A folder of stubs, and a way to fill them in: write(file, {name: body})."""
+    class Student:
+        folder = tmp_path
+
+        def write(self, file, **bodies):
+            text = make_stubs((ROOT / "answers" / f"{file}.py").read_text("utf-8"), file)
+            for name, body in bodies.items():
+                stub = f'raise NotImplementedError("{file}.{name}")'
+                assert stub in text
+                text = text.replace(stub, body)
+            (tmp_path / f"{file}.py").write_text(text, encoding="utf-8")
+
+        def pytest(self, *arguments):
+            return subprocess.run(
+                [sys.executable, "-m", "pytest", "tests/test_exercises.py", "-k",
+                 f"({arguments[0]}) and not answer", *arguments[1:],
+                 f"--exercises={tmp_path}"], cwd=ROOT, capture_output=True, text=True,
+                env={**os.environ, "PYTHONUTF8": "1"})
+
+    student = Student()
+    for file in FILES:
+        student.write(file)
+    return student
+
+
+def test_nothing_begun_is_green_and_says_what_is_next(student):
+    done = student.pytest("ex2")
+    assert done.returncode == 0, done.stdout
+    assert "0 of 6 done." in done.stdout
+    assert "Next: fill in last_token_index in exercises/ex2_reward.py, then " \
+           "pytest -k last_token_index" in done.stdout
+    assert re.search(r"^ex2_reward +\. last_token_index  \. pool_scores ", done.stdout, re.M)
+    assert "6 todo" in done.stdout and "Error" not in done.stdout
+
+
+MIXED = dict(
+    last_token_index="return attention_mask.sum(dim=1) - 1",
+    pool_scores="while True:\n        pass",
+    preference_probability="return torch.sigmoid(chosen - rejected)",
+    pairwise_loss="return chosen.mean() * 0",
+    preference_accuracy="import os\n    os._exit(0)")
+
+
+def test_each_blank_has_a_verdict_of_its_own(student):
+    student.write("ex2_reward", **MIXED)
+    done = student.pytest("ex2")
+    assert done.returncode == 1
+    assert "x last_token_index  x pool_scores  + preference_probability" in done.stdout
+    assert re.search(r"x pairwise_loss\s+x preference_accuracy\s+\. training_run", done.stdout)
+    assert "1 of 6 done." in done.stdout
+    assert "Next: mend last_token_index" in done.stdout
+    assert "ex2_reward.pool_scores: no answer within" in done.stdout
+    assert "ex2_reward.preference_accuracy: the process ended" in done.stdout
+    assert "again: pytest -k pairwise_loss" in done.stdout
+    assert "conftest.py" not in done.stdout and "Traceback" not in done.stdout, "pytest's internals"
+
+
+@pytest.mark.parametrize("hint", [1, 2, 3])
+def test_a_known_mistake_gets_its_hint_and_more_on_request(student, hint):
+    student.write("ex2_reward", last_token_index=MIXED["last_token_index"])
+    done = student.pytest("last_token_index", f"--hint={hint}")
+    report = done.stdout
+    assert "hint: " in report and report.count("?") >= 1
+    assert ("formula: " in report, "place: " in report) == (hint >= 2, hint >= 3)
+    assert ("yours " in report, "expected " in report) == (True, True)
+    assert "return (positions" not in report, "the answer is never printed"
+
+
+def test_a_stub_that_another_blank_calls_is_named(student):
+    student.write("ex2_reward", pool_scores="return token_scores.gather(1, "
+                  "last_token_index(attention_mask).unsqueeze(1)).squeeze(1)")
+    done = student.pytest("pool_scores")
+    assert done.returncode == 1
+    assert "it calls last_token_index, which is still a stub" in done.stdout
+
+
+def test_a_file_that_does_not_load_says_where(student):
+    student.write("ex2_reward", pool_scores="return (")
+    done = student.pytest("pool_scores")
+    assert done.returncode == 1
+    assert "SyntaxError" in done.stdout and "ex2_reward.py" in done.stdout

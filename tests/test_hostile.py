@@ -1,0 +1,272 @@
+"""Hostile submissions, graded in a cohort beside two honest ones: pytest -m hostile
+
+Each time: the honest ones have the points that they have without company; the hostile one has no
+point that it did not earn, and the right statuses; grading ends; no process, no temporary file and
+nothing outside the output folder is left. Nothing here can hurt the machine: what would be dangerous
+without a protection is only run where that protection is in force."""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import SimpleNamespace
+
+import grade as command
+import pytest
+from checks import FILES
+from checks.client import Nursery
+from checks.core import ROOT
+from grading import examine, reports
+from grading.submissions import find_cohort
+from hostile import LETTERS
+from hostile.archives import ARCHIVES, NAMES, named
+from hostile.harm import HARM
+from hostile.lies import LIES
+from hostile.spies import SPIES
+
+pytestmark = pytest.mark.hostile
+CASE, RUN, SUBMISSION, TIMEOUTS, BOUND = 2, 6, 20, 2, 60  # seconds; the last two: see below
+HONEST = ("a-right", "z-mistake")
+MISTAKE = '''
+def preference_probability(chosen, rejected):
+    return torch.sigmoid(rejected - chosen)
+'''
+
+
+def answers_text(file="ex2_reward"):
+    return (ROOT / "answers" / f"{file}.py").read_text("utf-8")
+
+
+# ---- The grader, watched ------------------------------------------------------------------------
+
+
+class Grader:
+    """The nursery of all tests. It is replaced where a submission hung or ended it."""
+
+    def __init__(self):
+        os.environ["GRADER_SECRET"] = "the-secret-of-the-grader"
+        self.nursery = Nursery()
+        self.answers_runs = command.runs_of_the_answers()
+        self.protections = command.protections_here(self.nursery, ROOT / "exercises")
+
+    def grade(self, cohort, out, jobs=2):
+        """-> ({name: Grade}, seconds). Fails after BOUND seconds, and goes on with a new nursery."""
+        found, begin = [], time.monotonic()
+
+        def work():
+            try:
+                options = SimpleNamespace(out=out, jobs=jobs)
+                found.append(command.grade_cohort(find_cohort(cohort, FILES), options,
+                                                  self.nursery, self.answers_runs))
+            except BaseException as error:
+                found.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(BOUND)
+        if not found or isinstance(found[0], BaseException):
+            self.nursery.stop()
+            thread.join(BOUND)
+            self.nursery = Nursery()
+            pytest.fail(f"the batch ended with {found[0]!r}" if found and time.monotonic() - begin
+                        < BOUND else f"the batch did not end within {BOUND} seconds")
+        return {grade.name: grade for grade in found[0]}, time.monotonic() - begin
+
+
+@pytest.fixture(scope="session")
+def grader():
+    grader = Grader()
+    yield grader
+    grader.nursery.stop()
+
+
+@pytest.fixture(scope="session")
+def alone(grader, tmp_path_factory):
+    """What the honest ones get without company."""
+    folder = tmp_path_factory.mktemp("alone")
+    add_honest(folder / "cohort")
+    grades, _ = grader.grade(folder / "cohort", folder / "out")
+    assert [grades[name].total() for name in HONEST] == [14, 11]  # 1 for the function, 2 for the run
+    assert [check["name"] for check in grades["z-mistake"].checks if check["mistake"]] == [
+        "preference_probability"]
+    return grades
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Folders for a cohort, the output, temporary files and canaries, and short time limits."""
+    for name in "cohort", "temporary", "canary":
+        (tmp_path / name).mkdir()
+    (tmp_path / "canary" / "canary.txt").write_text("tweet")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    for name, value in {"CASE_SECONDS": CASE, "RUN_SECONDS": RUN, "SUBMISSION_SECONDS": SUBMISSION,
+                        "TIMEOUTS_A_FILE": TIMEOUTS}.items():
+        monkeypatch.setattr(examine, name, value)
+    monkeypatch.setattr(examine.collect, "__defaults__", (0,))
+    add_honest(tmp_path / "cohort")
+    return tmp_path
+
+
+def add_honest(cohort):
+    for name, more in zip(HONEST, ("", MISTAKE)):
+        (cohort / name).mkdir(parents=True)
+        (cohort / name / "ex2_reward.py").write_text(answers_text() + more, encoding="utf-8")
+
+
+# ---- What is left -------------------------------------------------------------------------------
+
+
+def descendants(pid):
+    """All processes below one. An orphan comes to the nursery, so that none escapes."""
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+            parents[int(entry)] = int(fields[1])
+        except OSError:
+            pass
+    found, new = set(), {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def snapshot(*folders):
+    """{path: what can be seen of it}."""
+    seen = {}
+    for folder in folders:
+        for path in [folder, *Path(folder).rglob("*")]:
+            info = path.lstat()
+            if path.name != "__pycache__" and "__pycache__" not in path.parts:
+                seen[str(path)] = (info.st_mode, info.st_uid, info.st_size, info.st_mtime_ns,
+                                   info.st_nlink)
+    return seen
+
+
+def watched(place):
+    return snapshot(place / "canary", place / "cohort", *(
+        ROOT / name for name in ("answers", "exercises", "tests")))
+
+
+def expected_output(names):
+    """What there may be in the output folder."""
+    parts = [f"{kind}/{reports.safe_file_name(name)}.{end}" for name in names for kind, end in
+             (("reports", "md"), ("junit", "xml"), ("state", "json"))]
+    return {*parts, *(f"gradescope/{reports.safe_file_name(name)}/results.json" for name in names)}
+
+
+def check_output(out, grades):
+    """All of it is there, can be read, and has a modest size; and nothing else is there."""
+    files = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+    assert set(files) == expected_output(grades)
+    large = {name: path.stat().st_size for name, path in files.items()
+             if path.stat().st_size > 2**19}
+    assert not large
+    for name, path in files.items():
+        if name.endswith(".json"):
+            json.loads(path.read_text("utf-8"))
+        elif name.endswith(".xml"):
+            ElementTree.parse(path)
+    for name, grade in grades.items():
+        text = files[f"reports/{reports.safe_file_name(name)}.md"].read_text("utf-8")
+        assert text.count("\n# ") + text.startswith("# ") == 1, "a forged headline"
+        assert not set(text) & set(map(chr, {*range(9), *range(11, 32), 127})), "control characters"
+    reports.write_csv(list(grades.values()), out / "grades.csv")
+    with open(out / "grades.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 1 + len(grades) and {len(row) for row in rows} == {len(rows[0])}
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
+    summary = reports.summary(list(grades.values()))
+    assert not set(summary) & set(map(chr, {*range(10), *range(11, 32), 127}))
+    summary.encode("utf-8")
+
+
+def grade_beside_honest(grader, place, alone, jobs=2):
+    """Grade the cohort, and check everything but the hostile one's own points. -> {name: Grade}"""
+    before = watched(place)
+    grades, seconds = grader.grade(place / "cohort", place / "out", jobs)
+    assert watched(place) == before, "something outside the output folder has changed"
+    assert list((place / "temporary").iterdir()) == [], "a temporary folder is left"
+    assert descendants(grader.nursery.process.pid) == set(), "a process goes on"
+    assert grader.nursery.process.poll() is None, "the nursery has ended"
+    for name in HONEST:
+        assert points_of(grades[name]) == points_of(alone[name]), f"{name} has other points"
+    check_output(place / "out", grades)
+    return grades
+
+
+def points_of(grade):
+    return [(check["name"], check["status"], check["points"]) for check in grade.checks]
+
+
+def letters(grade, file):
+    marks = {name: letter for letter, name in LETTERS.items()}
+    return "".join(marks[check["status"]] for check in grade.checks if check["file"] == file)
+
+
+def agree(found, wanted):
+    return len(found) == len(wanted) and all(
+        a == b or (b == "?" and a != "p") for a, b in zip(found, wanted))
+
+
+def skip_if_dangerous(hostile, grader):
+    if hostile.needs not in grader.protections:
+        pytest.skip(f"not run without {hostile.needs}, which this system lacks")
+    if "syscall" in hostile.code and platform.machine() != "x86_64":
+        pytest.skip("calls the kernel by the numbers of x86-64")
+
+
+def source(hostile, place, grader):
+    """The text of a hostile file."""
+    base = {"answers": answers_text(hostile.file), "": "import torch\n", "stubs": (
+        ROOT / "exercises" / f"{hostile.file}.py").read_text("utf-8")}[hostile.base]
+    code = hostile.code.replace("{ANSWERS_TEXT!r}", repr(answers_text(hostile.file)))
+    places = {"ANSWERS": ROOT / "answers", "ROOT": ROOT, "CANARY": place / "canary",
+              "COHORT": place / "cohort", "OUT": place / "out", "PARENT": os.getpid(),
+              "NURSERY": grader.nursery.process.pid, "SECRET": os.environ["GRADER_SECRET"]}
+    for name, value in places.items():
+        code = code.replace(f"{{{name}}}", str(value))
+    return base + code
+
+
+# ---- The tests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hostile", LIES + SPIES + HARM, ids=str)
+def test_a_hostile_file(hostile, grader, alone, place):
+    skip_if_dangerous(hostile, grader)
+    (place / "cohort" / "hostile").mkdir()
+    (place / "cohort" / "hostile" / f"{hostile.file}.py").write_text(
+        source(hostile, place, grader), encoding="utf-8")
+    grade = grade_beside_honest(grader, place, alone)["hostile"]
+    text = "\n".join(check["report"] for check in grade.checks)
+    found = letters(grade, hostile.file)
+    assert agree(found, hostile.statuses), f"{found}, not {hostile.statuses}\n{text[:3000]}"
+    assert hostile.points is None or grade.total() == hostile.points, text[:3000]
+    assert hostile.says in text
+
+
+@pytest.mark.parametrize("archive", ARCHIVES, ids=str)
+def test_a_hostile_archive(archive, grader, alone, place):
+    archive.build(place / "cohort")
+    grade = grade_beside_honest(grader, place, alone)["hostile"]
+    notes = "; ".join(grade.notes)
+    assert agree(letters(grade, "ex2_reward"), archive.statuses), (grade.checks, notes)
+    assert grade.total() == archive.points and archive.note in notes, notes
+    assert all(check["status"] == "not_started" for check in grade.checks
+               if check["file"] != "ex2_reward")
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_a_hostile_name(name, grader, alone, place):
+    named(place / "cohort", name)
+    grades = grade_beside_honest(grader, place, alone)
+    assert sorted(grade.total() for grade in grades.values()) == [11, 14, 14]
