@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: for tiny tensors threads only cost
 ROOT = Path(__file__).resolve().parent.parent
 
 import pytest  # noqa: E402

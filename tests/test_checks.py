@@ -7,16 +7,27 @@ import inspect
 import pytest
 import torch
 from checks import BLANKS
-from checks.core import collect, compare, judge, load_answers, report
+from checks.core import Blank, collect, compare, judge, load_answers, report
 from perform import perform
 
-SEEDS = (0, 1, 2)
-each_blank = pytest.mark.parametrize("blank", BLANKS, ids=str)
+# A seed for a student's pytest, and more for pytest -m slow: graders draw a new one every time.
+each_seed = pytest.mark.parametrize("seeds", [range(1), pytest.param(
+    range(1, 20), marks=pytest.mark.slow)], ids=["one seed", "many seeds"])
+
+
+def as_id(x):
+    """check3.compute-gae: a student's `pytest -k ex3` or `-k compute_gae` does not mean these."""
+    if isinstance(x, Blank):
+        return f"check{x.file[2]}.{x.name}".replace("_", "-")
+    return getattr(x, "name", x)
+
+
+each_blank = pytest.mark.parametrize("blank", BLANKS, ids=as_id)
 each_mistake = pytest.mark.parametrize(
     "blank, mistake", [(blank, mistake) for blank in BLANKS for mistake in blank.mistakes],
-    ids=lambda x: str(x) if hasattr(x, "file") else x.name)
+    ids=as_id)
 each_right = pytest.mark.parametrize(
-    "blank, name", [(blank, name) for blank in BLANKS for name in blank.right], ids=str)
+    "blank, name", [(blank, name) for blank in BLANKS for name in blank.right], ids=as_id)
 
 
 def answer(blank):
@@ -30,9 +41,10 @@ def judge_here(blank, function, seed=0):
     return judge(blank, *collect(blank, ask, seed))
 
 
+@each_seed
 @each_blank
-def test_the_answer_agrees_with_the_slow_loop(blank):
-    for seed in SEEDS:
+def test_the_answer_agrees_with_the_slow_loop(blank, seeds):
+    for seed in seeds:
         for case in blank.cases(seed):
             got = perform(answer(blank), case.inputs, ())
             slow = perform(blank.slow, case.inputs, ())
@@ -82,9 +94,10 @@ def test_gradients_of_the_answer_agree_with_finite_differences_of_the_slow_loop(
             assert not found, (case.note, name, found)
 
 
+@each_seed
 @each_blank
-def test_the_answer_passes_and_leaves_its_inputs_alone(blank):
-    for seed in SEEDS:
+def test_the_answer_passes_and_leaves_its_inputs_alone(blank, seeds):
+    for seed in seeds:
         result = judge_here(blank, answer(blank), seed)
         assert result.status == "passed", report(result)
         for case in blank.cases(seed):
@@ -100,18 +113,20 @@ def test_a_blank_has_two_mistakes_and_an_unusual_right_version(blank):
     assert len({case.note for case in blank.cases(0)}) == len(blank.cases(0))
 
 
+@each_seed
 @each_mistake
-def test_a_known_mistake_is_caught_and_named(blank, mistake):
-    for seed in SEEDS:
+def test_a_known_mistake_is_caught_and_named(blank, mistake, seeds):
+    for seed in seeds:
         result = judge_here(blank, mistake.function, seed)
         assert result.status == "wrong"
         assert result.mistake is mistake, (result.mistake, result.difference)
         assert mistake.question in report(result)
 
 
+@each_seed
 @each_right
-def test_a_right_but_unusual_version_passes(blank, name):
-    for seed in SEEDS:
+def test_a_right_but_unusual_version_passes(blank, name, seeds):
+    for seed in seeds:
         result = judge_here(blank, blank.right[name], seed)
         assert result.status == "passed", report(result)
 

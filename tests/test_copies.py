@@ -124,7 +124,8 @@ def test_every_flag_has_a_help_text_that_argparse_can_print(number, request):
 
 
 EXERCISES = ["ex1_sft", "ex2_reward", "ex3_ppo", "ex4_grpo"]
-each_exercise = pytest.mark.parametrize("number, name", list(enumerate(EXERCISES, start=1)))
+each_exercise = pytest.mark.parametrize(
+    "number, name", list(enumerate(EXERCISES, start=1)), ids=["1", "2", "3", "4"])
 
 
 @each_exercise

@@ -161,15 +161,17 @@ def spoiled(function):
     return wrong
 
 
-@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"run{run.file[2]}")
 def test_a_run_with_the_answers_agrees_with_itself(run):
     result = judge_run_in_worker(run, Here(run.file), Here(run.file))
     assert result.status == "passed", report(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run, name", [
     (run, name) for run in RUNS
-    for name in functions((ROOT / "answers" / f"{run.file}.py").read_text("utf-8"))], ids=str)
+    for name in functions((ROOT / "answers" / f"{run.file}.py").read_text("utf-8"))],
+    ids=lambda x: x.replace("_", "-") if isinstance(x, str) else f"run{x.file[2]}")
 def test_a_run_needs_every_function(run, name):
     wrong = spoiled(getattr(load_answers(run.file), name))
     result = judge_run_in_worker(run, Here(run.file, **{name: wrong}), Here(run.file))
