@@ -73,7 +73,7 @@ def runs_of_the_answers():
 
 def graded_before(submission, out):
     """The grade from an earlier, interrupted or finished, run, if the files are the same."""
-    path = out / "state" / f"{reports.safe_file_name(submission.name)}.json"
+    path = out / "state" / f"{submission.name}.json"
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         same = (state["name"], state["digest"]) == (submission.name, examine.state_of(submission))
@@ -98,7 +98,10 @@ def grade_cohort(cohort, options, nursery, answers_runs):
         for i in range(len(cohort)):
             submission, grade, future = waiting.pop(0)
             if grade is None:
-                grade = examine.grade(submission, future.result(), answers_runs)
+                try:
+                    grade = examine.grade(submission, future.result(), answers_runs)
+                except Exception as error:  # one submission never stops the others
+                    grade = examine.failed(submission, error)
                 reports.write_all(grade, options.out)
             if i + options.jobs + 1 < len(cohort):
                 waiting.append(begin(cohort[i + options.jobs + 1]))

@@ -14,25 +14,27 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import grade as command
 import pytest
-from checks import FILES
+from checks import FILES, client
 from checks.client import Nursery
 from checks.core import ROOT
-from grading import examine, reports
-from grading.submissions import find_cohort
+from grading import examine, reports, similarity
+from grading.submissions import Submission, find_cohort, read
 from hostile import LETTERS
-from hostile.archives import ARCHIVES, NAMES, named
+from hostile.archives import ARCHIVES, BOMB, NAMES, STUB, archive, named
 from hostile.harm import HARM
 from hostile.lies import LIES
 from hostile.spies import SPIES
 
 pytestmark = pytest.mark.hostile
-CASE, RUN, SUBMISSION, TIMEOUTS, BOUND = 2, 6, 20, 2, 60  # seconds; the last two: see below
+CASE, RUN, SUBMISSION, TIMEOUTS, BOUND = 2, 6, 10, 2, 40  # seconds; the last two: see below
 HONEST = ("a-right", "z-mistake")
 MISTAKE = '''
 def preference_probability(chosen, rejected):
@@ -109,7 +111,6 @@ def place(tmp_path, monkeypatch):
     for name, value in {"CASE_SECONDS": CASE, "RUN_SECONDS": RUN, "SUBMISSION_SECONDS": SUBMISSION,
                         "TIMEOUTS_A_FILE": TIMEOUTS}.items():
         monkeypatch.setattr(examine, name, value)
-    monkeypatch.setattr(examine.collect, "__defaults__", (0,))
     add_honest(tmp_path / "cohort")
     return tmp_path
 
@@ -139,21 +140,16 @@ def descendants(pid):
     return found
 
 
-def snapshot(*folders):
-    """{path: what can be seen of it}."""
+def watched(place):
+    """{path: what can be seen of it} of all that must stay as it is."""
     seen = {}
-    for folder in folders:
-        for path in [folder, *Path(folder).rglob("*")]:
+    for folder in (place / "canary", place / "cohort", ROOT / "answers", ROOT / "exercises"):
+        for path in [folder, *folder.rglob("*")]:
             info = path.lstat()
-            if path.name != "__pycache__" and "__pycache__" not in path.parts:
+            if "__pycache__" not in path.parts:
                 seen[str(path)] = (info.st_mode, info.st_uid, info.st_size, info.st_mtime_ns,
                                    info.st_nlink)
     return seen
-
-
-def watched(place):
-    return snapshot(place / "canary", place / "cohort", *(
-        ROOT / name for name in ("answers", "exercises", "tests")))
 
 
 def expected_output(names):
@@ -214,7 +210,7 @@ def letters(grade, file):
 
 def agree(found, wanted):
     return len(found) == len(wanted) and all(
-        a == b or (b == "?" and a != "p") for a, b in zip(found, wanted))
+        a == b or b == "*" or (b == "?" and a != "p") for a, b in zip(found, wanted))
 
 
 def skip_if_dangerous(hostile, grader):
@@ -249,8 +245,8 @@ def test_a_hostile_file(hostile, grader, alone, place):
     grade = grade_beside_honest(grader, place, alone)["hostile"]
     text = "\n".join(check["report"] for check in grade.checks)
     found = letters(grade, hostile.file)
-    assert agree(found, hostile.statuses), f"{found}, not {hostile.statuses}\n{text[:3000]}"
-    assert hostile.points is None or grade.total() == hostile.points, text[:3000]
+    assert agree(found, hostile.statuses), f"{found}, not {hostile.statuses}: {text.strip()[:500]}"
+    assert hostile.points in (None, grade.total()), text.strip()[:500]
     assert hostile.says in text
 
 
@@ -270,3 +266,121 @@ def test_a_hostile_name(name, grader, alone, place):
     named(place / "cohort", name)
     grades = grade_beside_honest(grader, place, alone)
     assert sorted(grade.total() for grade in grades.values()) == [11, 14, 14]
+
+
+def test_two_names_that_look_alike_as_files(grader, alone, place):  # HOLE: one overwrites the other
+    for name in "x?", "x!":
+        named(place / "cohort", name)
+    grade_beside_honest(grader, place, alone)
+    assert len(list((place / "out" / "reports").iterdir())) == 4
+
+
+# ---- Memory of the process that judges ----------------------------------------------------------
+
+
+def bytes_in(value):
+    if isinstance(value, dict):
+        return sum(map(bytes_in, value.values()))
+    if isinstance(value, (list, tuple)):
+        return sum(map(bytes_in, value))
+    return value.nbytes if hasattr(value, "nbytes") else sys.getsizeof(value)
+
+
+def test_large_answers_do_not_fill_the_judges_memory(grader, place):  # HOLE: 64 MB a case are kept
+    """Ten calls, 8 MB each."""
+    code = "def pool_scores(*args): return torch.zeros(2**21)\n"
+    submission = Submission("hostile", place, {"ex2_reward": (answers_text() + code).encode()})
+    _, _, collected, _ = examine.examine(submission, grader.nursery)
+    assert sum(bytes_in(outcomes) for _, outcomes, _ in collected) < 2**25
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_bomb_is_not_unpacked_in_memory(method, tmp_path):  # HOLE: LZMA and bzip2 are
+    """64 MB of line ends. (bzip2 makes 300 KB of 4 GB, which one call would unpack.)"""
+    bomb = archive(tmp_path, [("ex2_reward.py", BOMB)], method)
+    tracemalloc.start()
+    try:
+        submission = read(bomb, "hostile", FILES)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert submission.files == {} and submission.notes and peak < 2**24, peak
+
+
+# ---- Fewer protections --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weaker(monkeypatch, tmp_path):
+    """A function: a nursery on a system that lacks some protections."""
+    nurseries = []
+
+    def make(*lacking):
+        folder = tmp_path / "worker"
+        shutil.copytree(client.WORKERS, folder)
+        text = (folder / "jail.py").read_text("utf-8")
+        for name in lacking:
+            assert f'"{name}": ' in text
+            text = text.replace(f'"{name}": ', f'"no {name}": None and ')
+        (folder / "jail.py").write_text(text, encoding="utf-8")
+        monkeypatch.setattr(client, "WORKERS", folder)
+        nurseries.append(Nursery())
+        return nurseries[-1]
+
+    yield make
+    for nursery in nurseries:
+        nursery.stop()
+
+
+@pytest.mark.parametrize("lacking", [("namespaces",), ("namespaces", "landlock"), ("seccomp",),
+                                     ("landlock",)], ids=" and ".join)
+def test_a_system_with_fewer_protections(lacking, weaker, grader, alone, place, monkeypatch):
+    """What remains still holds, and the report says what it was."""
+    names = {"namespaces": "sends signals", "landlock": "sends signals", "seccomp": "writes files"}
+    hostile = next(spy for spy in SPIES if spy.name == names[lacking[-1]])
+    monkeypatch.setattr(grader, "nursery", weaker(*lacking))
+    (place / "cohort" / "hostile").mkdir()
+    (place / "cohort" / "hostile" / "ex2_reward.py").write_text(
+        source(hostile, place, grader), encoding="utf-8")
+    grade = grade_beside_honest(grader, place, alone)["hostile"]
+    assert grade.total() == 14, "\n".join(check["report"] for check in grade.checks)[:500]
+    assert not set(lacking) & set(grade.protections)
+
+
+# ---- The command --------------------------------------------------------------------------------
+
+
+def test_the_command_grades_a_cohort_with_hostile_files(grader, place):
+    """From end to end, in a process of its own, in a folder with files that would be imported."""
+    cohort = place / "cohort"
+    codes = {"exits": "import os; os._exit(0)", "loops": "while True: pass",
+             "prints": "print('100 of 100')", "stubs": ""}
+    for name, code in codes.items():
+        (cohort / name).mkdir()
+        (cohort / name / "ex2_reward.py").write_text(STUB.decode() + code, encoding="utf-8")
+    for shadow in "conftest.py", "sitecustomize.py", "json.py", "torch.py", "pytest.py":
+        (cohort / shadow).write_text(f"open({str(place / 'canary' / 'imported')!r}, 'w')")
+    (cohort / "pytest.ini").write_text("[pytest]\naddopts = --collect-only\n")
+    before = watched(place)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "grade.py"), ".", "--out", str(place / "out"),
+         "--similarity"], cwd=cohort, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with open(place / "out" / "grades.csv", newline="", encoding="utf-8-sig") as file:
+        totals = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}
+    assert totals == {"a-right": 14, "z-mistake": 11, **dict.fromkeys(codes, 0)}
+    assert watched(place) == before and "6 graded" in done.stdout
+
+
+def test_similarity_survives_files_that_are_hard_to_parse(tmp_path):
+    """A number of 20000 digits, brackets, a deep tree, zero bytes, and no UTF-8 at all."""
+    texts = {"digits": b"def f():\n    return 0x" + b"f" * 20_000, "brackets": b"(" * 10**5,
+             "minus": b"x = " + b"-" * 10**5 + b"1", "dots": b"x = a" + b".a" * 10**5,
+             "zero": b"\0", "latin": b"# \xff\n'\xff'"}
+    cohort = []
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ex2_reward.py").write_bytes(text)
+        cohort.append((tmp_path / name, name))
+    similarity.write_csv(cohort, tmp_path / "similarity.csv")
+    assert (tmp_path / "similarity.csv").exists()

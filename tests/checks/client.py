@@ -121,6 +121,9 @@ class Nursery:
 
     def __init__(self):
         self.lock = threading.Lock()
+        self.begin()
+
+    def begin(self):
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         env = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
@@ -129,9 +132,17 @@ class Nursery:
         theirs.close()
 
     def ask(self, message, pipes=()):
+        """-> the pid in its answer. Should the nursery have been killed (nothing but a student's
+        code without namespaces could), a new one takes its place."""
         with self.lock:
-            socket.send_fds(self.control, [json.dumps(message).encode()], pipes)
-            return json.loads(self.control.recv(65536))["pid"]
+            for _ in range(2):
+                try:
+                    socket.send_fds(self.control, [json.dumps(message).encode()], pipes)
+                    return json.loads(self.control.recv(65536))["pid"]
+                except (OSError, ValueError):
+                    self.stop()
+                    self.begin()
+            raise OSError("the warm process does not start")
 
     def open(self, folder):
         (request_end, requests), (answers, answer_end) = os.pipe(), os.pipe()
@@ -145,7 +156,10 @@ class Nursery:
 
     def stop(self):
         self.control.close()
-        self.process.wait()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 def open_process(command, env, cwd=None):
@@ -185,5 +199,6 @@ def is_well_formed(answer):
             has(has_graph=bool, grads=dict, inputs=dict) and "output" in answer
             and are_tensors(answer["grads"].values()))
     if answer["status"] == "raised":
-        return has(type=str, message=str, lines=list)
+        return has(type=str, message=str, lines=list) and all(
+            isinstance(line, str) for line in answer["lines"])
     return answer["status"] in ("not_started",) or has(message=str)

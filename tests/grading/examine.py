@@ -78,6 +78,14 @@ def grade(submission, examined, answers_runs):
                  [as_check(result) for result in results])
 
 
+def failed(submission, error):
+    """The Grade of a submission that the grader itself stumbled over: nothing, and a note."""
+    note = f"the grader failed ({type(error).__name__}: {error}): look at this one yourself"[:300]
+    results = [Result(part, "crashed", message=note) for part in [*BLANKS, *RUNS]]
+    return Grade(submission.name, "", 0, [], [*submission.notes, note],
+                 [as_check(result) for result in results])
+
+
 def state_of(submission):
     """A digest of what was handed in and of the grader: a grade is good while neither changes."""
     return hashlib.sha256((submission.digest() + digest_of_grader()).encode()).hexdigest()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .examine import POINTS
+from .submissions import safe as safe_file_name  # noqa: F401
 
 HERE = Path(__file__).resolve().parent
 UNCOVERED = ("Not covered without a container: copies of the public answers, faults of the kernel, "
@@ -22,11 +23,6 @@ def write_atomically(path, text):
     fresh = path.with_name(path.name + ".tmp")
     fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
-
-
-def safe_file_name(name):
-    """A student's name as a file's: no separators, no dots in front."""
-    return "".join(c if c.isalnum() or c in " -_.,@()+" else "_" for c in name).lstrip(".") or "_"
 
 
 def for_spreadsheet(text):
@@ -103,7 +99,7 @@ def write_junit(grade, path):
 
 def write_all(grade, out):
     """Everything about one submission. The state comes last: it says that the rest is there."""
-    name = safe_file_name(grade.name)
+    name = grade.name
     write_atomically(out / "reports" / f"{name}.md", markdown(grade))
     write_atomically(out / "gradescope" / name / "results.json",
                      json.dumps(gradescope(grade), indent=2))
@@ -130,7 +126,8 @@ def summary(grades):
         if check["mistake"]:
             mistakes[f"{check['file']}.{check['name']}: {check['mistake']}"] += 1
     for title, counter in ("Most often wrong", wrong), ("Commonest known mistakes", mistakes):
-        lines += [f"{title}:"] + [f"  {n:>4} {name}" for name, n in counter.most_common(5)] or []
+        lines += [f"{title}:" if counter else f"{title}: none"]
+        lines += [f"  {n:>4} {name}" for name, n in counter.most_common(5)]
     odd = [grade.name for grade in grades if grade.notes or any(
         check["status"] in ("tampered", "timeout") for check in grade.checks)]
     if odd:

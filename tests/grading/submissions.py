@@ -35,10 +35,10 @@ def find_cohort(path, names, one=False):
     if not path.exists():
         raise ValueError(f"there is no {path}")
     if path.is_file():
-        return [(path, path.stem)]
+        return [(path, safe(path.stem))]
     wanted = {f"{name}.py" for name in names}
     if one or any((folder / name).is_file() for folder in (path, path / "exercises") for name in wanted):
-        return [(path, path.resolve().name)]
+        return [(path, safe(path.resolve().name))]
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")
                      and not entry.is_symlink()
                      and (entry.is_dir() or entry.suffix.lower() == ".zip"))
@@ -46,12 +46,18 @@ def find_cohort(path, names, one=False):
         raise ValueError(f"{path} holds no folder and no zip file of a student")
     taken, cohort = set(), []
     for entry in entries:
-        name = entry.name if entry.is_dir() else entry.stem
+        name = safe(entry.name if entry.is_dir() else entry.stem)
         while name.casefold() in taken:
             name += "-zip" if entry.is_file() else "-2"
         taken.add(name.casefold())
         cohort.append((entry, name))
     return cohort
+
+
+def safe(name):
+    """A student's name, which names files as well: printable, without separators."""
+    kept = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
+    return kept.strip(" .") or "_"
 
 
 def read(path, name, names):

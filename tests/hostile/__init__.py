@@ -3,7 +3,6 @@ they break), archives.py (what is handed in). tests/test_hostile.py grades each 
 
 from dataclasses import dataclass
 
-PASSED, WRONG, NOT_STARTED, CRASHED, TIMEOUT, TAMPERED = "pwncto"
 LETTERS = {"p": "passed", "w": "wrong", "n": "not_started", "c": "crashed", "t": "timeout",
            "o": "tampered"}
 
@@ -13,7 +12,7 @@ class Hostile:
     """One hostile file. Its code stands below the stubs or the answers, and so has the last word.
 
     `statuses` has a letter a function, in the order of points.json, the training run last: p w n c t
-    as in LETTERS, o for tampered, and ? for anything but passed."""
+    as in LETTERS; ? is anything but passed, and * anything."""
 
     name: str
     code: str

@@ -202,7 +202,7 @@ FILES = [
     Archive("answers and tests of its own", in_folder(None, "answers/" + FILE, "tests/" + FILE)),
     Archive("empty file", in_folder(b"")),
     Archive("only zero bytes", in_folder(b"\0" * 1000), statuses="ccccc?"),
-    Archive("not UTF-8", in_folder("# ä\n".encode("latin-1") + ANSWER), statuses="ccccc?"),
+    Archive("not UTF-8", in_folder("x = 'ä'\n".encode("latin-1") + ANSWER), statuses="ccccc?"),
     Archive("an encoding that does not exist", in_folder(b"# coding: x\n" + ANSWER),
             statuses="ccccc?"),
     Archive("UTF-16", in_folder(ANSWER.decode().encode("utf-16")), statuses="ccccc?"),
@@ -242,7 +242,7 @@ ARCHIVES = FILES + ZIPS
 # ---- Names --------------------------------------------------------------------------------------
 
 NAMES = {
-    "a formula": "=cmd|' /C calc'!A0",
+    "a formula": "=cmd|' -C calc'!A0",
     "Markdown on a second line": "x\n\n# x: 100 of 100 points",
     "escapes of terminals": "x\x1b[2J\x1b]0;y\x07",
     "HTML and XML": "<img src=x onerror=alert(1)>]]>&amp;",

@@ -95,7 +95,7 @@ def slow(function):
 for name in ("last_token_index", "pool_scores", "preference_probability", "pairwise_loss",
              "preference_accuracy"):
     globals()[name] = slow(globals()[name])
-''', "????t?", None, base="answers"),
+''', "****t?", None, base="answers"),
     Hostile("a regular expression that takes for ever", '''
 import re
 def format_prompt(*args): return re.match("(a+)+$", "a" * 60 + "b")
@@ -131,17 +131,16 @@ import signal
 signal.setitimer(signal.ITIMER_REAL, 0.3)
 def pairwise_loss(*args):
     while True: pass
-''', "nnncpn", 1),
+''', "nnn?pn", 1),
 ]
 
 HOGS = [
     Hostile("takes all memory", HONEST + '''
 def pairwise_loss(*args):
-    taken = []  # bytearray(n) takes addresses, and memory only where it is written to
-    while len(taken) < 1000:
-        taken.append(bytearray(2**28))
+    import mmap
+    taken = [mmap.mmap(-1, 2**28) for _ in range(1000)]  # addresses; nothing is written to them
     return "it took 250 GB"
-''', "nnnwpn", 1, says="MemoryError", needs="limits"),
+''', "nnnwpn", 1, says="Cannot allocate memory", needs="limits"),
     Hostile("takes a terabyte at once", HONEST + '''
 def pairwise_loss(*args): return torch.empty(2**38)
 ''', "nnnwpn", 1, says="pairwise_loss"),
@@ -190,7 +189,7 @@ def pairwise_loss(*args):
 import os
 def pairwise_loss(*args):
     for n in range(5000): os.dup(0)
-''', "nnnwpn", 1, says="Too many open files", needs="limits"),
+''', "nnnw*n", None, says="Too many open files", needs="limits"),
 ]
 
 FORKS = [

@@ -19,14 +19,15 @@ def everywhere(data):
         except OSError:
             pass
 '''
-# Every answer passes through worker.pack: what `forge` returns goes out in its place.
+# Every answer passes through channel.encode: what `forge` returns goes out in its place.
 FORGE = SPEAK + '''
-def forging(message):
-    if message.get("status") == "ready":
-        return pack(message)
-    return pack(forge(message))
+encode = channel.encode
 
-worker.pack = forging
+def forging(value, tensors):
+    is_answer = type(value) is dict and "status" in value
+    return encode(forge(value) if is_answer else value, tensors)
+
+channel.encode = forging
 '''
 SAME = "{'dict': [['status', 'returned'], ['output', %s], ['has_graph', False], " \
        "['grads', {'dict': []}], ['inputs', {'dict': []}]]}"
@@ -39,7 +40,7 @@ def raw(text, tensors=None, tail=None):
     content = struct.pack(">Q", len(text)) + text + (save(tensors or {}) if tail is None else tail)
     return struct.pack(">Q", len(content)) + content
 
-worker.pack = lambda message: raw(*speech())
+worker.pack = lambda message: raw(*speech())  # from the second answer on
 '''
 ALL_WRONG = '''
 def last_token_index(mask): return torch.zeros(len(mask), dtype=torch.long)
@@ -116,6 +117,8 @@ forged = pack({"status": "raised", "type": "E", "message": "x", "lines": []})
 def waiting():  # bytes in the pipe of requests that nobody has read
     for descriptor in range(3, 64):
         try:
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+                continue
             empty = struct.pack("i", 0)
             yield struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, empty))[0]
         except OSError:
@@ -145,7 +148,7 @@ while True:
 ''', "??????", 0),
     Hostile("every file descriptor is closed", SPEAK + 'os.closerange(3, 64)', "ccccc?", 0),
     Hostile("JSON nested 100000 deep",
-            RAW + 'def speech(): return ["[" * 100_000 + "]" * 100_000]', "ooooo?", 0),
+            RAW + 'def speech(): return ["[" * 100_000 + "]" * 100_000]', "nonoon", 0),
     *[Hostile(f"lists nested {depth} deep", RAW + f'''
 def speech():
     nested = "[" * {depth} + "]" * {depth}
@@ -168,7 +171,7 @@ def speech():
     Hostile("tensors that safetensors denies", RAW + f'''
 def speech():
     return [json.dumps({SAME % {"tensor": "0"}}), {{}}, b"\\xff" * 8 + b"{{}}"]
-''', "ooooo?", 0),
+''', "nonoon", 0),
     Hostile("a tensor of a type of 4 bits", RAW + f'''
 def speech():
     head = json.dumps({{"0": {{"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}}}).encode()
@@ -242,7 +245,7 @@ class Bomb:
     def __reduce__(self): return os.system, ("touch {CANARY}/pickled",)
 def pairwise_loss(*args): return Bomb()
 def pool_scores(*args): return pickle.dumps(Bomb())
-''', "nwnwpn", 1),
+''', "nwnwpc", 1),
     Hostile("no functions, but a module that has everything", '''
 def __getattr__(name):
     return lambda *args: args[0]

@@ -81,7 +81,7 @@ attempt(find, lambda: open("/proc/self/environ").read(),
     spy("reads the memory and the files of its parents", '''
 pids = [os.getppid(), os.getpid(), 1, {PARENT}, {NURSERY}, "self"]
 attempt(*[lambda pid=pid, name=name: open(f"/proc/{pid}/{name}", "rb").read(10)
-          for pid in pids for name in ("mem", "maps", "environ", "cmdline", "fd/0")])
+          for pid in pids for name in ("mem", "maps", "environ", "cmdline", "root/etc/passwd")])
 attempt(*[lambda pid=pid: os.listdir(f"/proc/{pid}/fd") for pid in pids])
 '''),
     spy("reads other submissions", '''

@@ -16,7 +16,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import runs  # noqa: E402, F401  (imports transformers, before any student's code is there)
+import runs  # noqa: E402, F401  (it imports transformers, while no student is there yet)
 from jail import lock  # noqa: E402
 from worker import serve  # noqa: E402
 
@@ -82,8 +82,9 @@ def main(control):
             workers.add(pid)
         else:
             pid = message["end"]
-            end(pid)
-            workers.discard(pid)
+            if pid in workers:  # else it was another nursery's
+                end(pid)
+                workers.remove(pid)
             end_orphans(workers)
         control.send(json.dumps({"pid": pid}).encode())
     for pid in workers:
