@@ -73,6 +73,7 @@ class Result:
     difference: Difference = None
     message: str = ""
     mistake: Mistake = None
+    finished: bool = True  # all cases were performed
 
 
 # ---- Comparing ----------------------------------------------------------------------------------
@@ -225,13 +226,15 @@ def judge(blank, cases, outcomes, stopped):
         return Result(blank, "todo", total=len(cases))
     expected = performed(getattr(load_answers(blank.file), blank.name), cases)
     differences = [differ(*three, blank) for three in zip(outcomes, expected, cases)]
-    result = Result(blank, "passed", total=len(cases), right=[
+    result = Result(blank, "passed", total=len(cases), finished=not stopped, right=[
         case.note for case, difference in zip(cases, differences) if not difference])
     wrong = next((i for i, difference in enumerate(differences) if difference), None)
     if wrong is not None:
         result.status, result.case, result.difference = "wrong", cases[wrong], differences[wrong]
         if not stopped:
             result.mistake = find_mistake(blank, cases, outcomes, expected)
+        if outcomes[wrong]["status"] == "raised" and not result.mistake:
+            result.status = "crashed"
     elif stopped:
         result.status, result.case = "crashed", cases[len(outcomes)]
         result.message = stopped.get("message") or "it raised NotImplementedError"

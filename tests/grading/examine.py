@@ -114,6 +114,6 @@ def earned_share(result):
     nothing but zeros, which is right where there is nothing to average, earns none."""
     if result.status == "passed":
         return 1.0
-    if result.status != "wrong" or not result.total or 2 * len(result.right) <= result.total:
+    if not (result.finished and result.total) or 2 * len(result.right) <= result.total:
         return 0.0
     return len(result.right) / result.total

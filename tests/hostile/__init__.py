@@ -1,5 +1,5 @@
-"""Hostile submissions as data: lies.py (what they claim), spies.py (what they look for), harm.py (what
-they break), archives.py (what is handed in). tests/test_hostile.py grades each of them."""
+"""Hostile submissions as data: lies.py (what they claim), spies.py (what they look for), harm.py
+(what they break), archives.py (what is handed in). tests/test_hostile.py grades each of them."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ LETTERS = {"p": "passed", "w": "wrong", "n": "not_started", "c": "crashed", "t":
 class Hostile:
     """One hostile file. Its code stands below the stubs or the answers, and so has the last word.
 
-    `statuses` has a letter a function, in the order of points.json, the training run last: p w n c t
-    as in LETTERS; ? is anything but passed, and * anything."""
+    `statuses` has a letter a function, in the order of points.json, the training run last, as
+    in LETTERS; ? is anything but passed, and * anything."""
 
     name: str
     code: str

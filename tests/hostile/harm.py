@@ -144,6 +144,7 @@ def pairwise_loss(*args):
     Hostile("takes a terabyte at once", HONEST + '''
 def pairwise_loss(*args): return torch.empty(2**38)
 ''', "nnnwpn", 1, says="pairwise_loss"),
+    # HOLE: threads are not limited
     Hostile("starts many threads", '''
 import threading
 wait, started = threading.Event(), 0

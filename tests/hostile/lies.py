@@ -71,6 +71,7 @@ FORGED = [
 everywhere(pack({"status": "returned", "output": torch.ones(2), "has_graph": False, "grads": {},
                  "inputs": {}}) * 3)
 ''', "??????", 0),
+    # HOLE: a run of no steps agrees with everything (these five)
     Hostile("training runs of no steps", HONEST + 'import runs; runs.STEPS = 0', "nnnnp?", 1),
     Hostile("a training run without steps is claimed", FORGE + '''
 def forge(message): return {"status": "returned", "steps": []} if "steps" in message else message
@@ -90,6 +91,7 @@ real, train = {}, runs.train
 exec("import torch\\n" + ANSWERS_TEXT, real)
 runs.train = lambda module, name: train(types.SimpleNamespace(**real, __file__=""), name)
 '''.replace("ANSWERS_TEXT", "{ANSWERS_TEXT!r}"), "nnnnp?", 1),
+    # HOLE: the judge stumbles: KeyError
     Hostile("a function is answered like a training run",
             FORGE + 'def forge(message): return {"status": "returned", "steps": []}',
             "??????", 0),
@@ -97,6 +99,7 @@ runs.train = lambda module, name: train(types.SimpleNamespace(**real, __file__="
 def forge(message):
     return {"status": "raised", "type": "ValueError", "message": "x", "lines": [1, None, {}]}
 ''', "??????", 0),
+    # HOLE: the judge stumbles over odd types of "message" and "lines"
     Hostile("a result with odd messages", FORGE + '''
 def forge(message):
     return {"status": "returned", "type": "x", "message": torch.ones(3), "lines": 5,
@@ -110,6 +113,7 @@ def forge(message):
     return {**message, "grads": {0: torch.ones(3)}, "has_graph": True,
             "inputs": {"x": [{}, {"y": [torch.ones(2)]}]}} if "grads" in message else message
 ''', "nnnn??", 0),
+    # HOLE: the judge waits for ever in send()
     Hostile("answers before the questions are read", SPEAK + '''
 import fcntl, stat, struct, termios
 forged = pack({"status": "raised", "type": "E", "message": "x", "lines": []})
@@ -124,13 +128,13 @@ def waiting():  # bytes in the pipe of requests that nobody has read
         except OSError:
             pass
 
-everywhere(forged)
-seen = sum(waiting())
+seen, quiet = 0, 0
 while True:
-    time.sleep(0.0005)
-    if sum(waiting()) != seen:
-        seen = sum(waiting())
+    quiet += 1
+    if sum(waiting()) != seen or quiet > 100:
+        seen, quiet = sum(waiting()), 0
         everywhere(forged)
+    time.sleep(0.0005)
 ''', "??????", 0),
     Hostile("noise on every file descriptor", SPEAK + 'everywhere(os.urandom(2000))',
             "ooooo?", 0),
@@ -267,6 +271,7 @@ def preference_accuracy(chosen, rejected):
     return torch.tensor([0.5, 1.0, 0.0][len(calls) % 3])
 def last_token_index(mask): return torch.zeros(len(mask), dtype=torch.long)
 ''', "wnnnwn", 0),
+    # HOLE: 0.0 is right in two thirds of the cases of sum_reward
     Hostile("always the same value", '''
 def sum_reward(prompt, response): return 0.0
 ''', "wnnnnnn", 0, file="ex4_grpo"),
@@ -276,7 +281,10 @@ def aggregate_loss(*args): raise ValueError
 ''', "nnnnwwn", 0, file="ex4_grpo"),
 ]
 
-NEVER = "class Never:\n    __eq__ = __le__ = __ge__ = lambda *args: True\n    __hash__ = object.__hash__\n"
+NEVER = '''class Never:
+    __eq__ = __le__ = __ge__ = lambda *args: True
+    __hash__ = object.__hash__
+'''
 VALUES = [
     value("an object that equals everything", "Never()", head=NEVER),
     value("a dictionary for a tensor", "{'p': p, 'status': 'passed', p: p}"),
@@ -367,6 +375,7 @@ def format_prompt(instruction, input=""): return "x" * 10**7
     Hostile("a list of a million numbers as the result", '''
 def build_labels(*args): return [[0] * 10**6] * 3, {"x" * 10**6: 0}
 ''', "nwnnnn", 0, file="ex1_sft"),
+    # HOLE: UnicodeEncodeError in write_all ends the batch
     Hostile("a message that is half a character", '''
 def pairwise_loss(*args): raise ValueError("half \\ud800")
 ''', "nnnwnn", 0, says="half"),
@@ -374,9 +383,11 @@ def pairwise_loss(*args): raise ValueError("half \\ud800")
 def format_prompt(instruction, input=""): return "\\udcff"
 def pad_batch(examples, pad_id): return {"\\ud800": "\\udfff"}
 ''', "wnwnnn", 0, file="ex1_sft"),
+    # HOLE: the report holds raw escapes
     Hostile("control characters, escapes of terminals and line ends of all kinds", '''
 def pairwise_loss(*args):
-    raise ValueError("\\x1b[2J\\x1b]0;x\\x07\\x00\\x08\\r\\n# 14 of 14\\x0b\\x0c\\x85\\u2028\\u2029# end")
+    raise ValueError("\\x1b[2J\\x1b]0;x\\x07\\x00\\x08\\r\\n# 14 of 14\\x0b\\x0c"
+                     "\\x85\\u2028\\u2029# end")
 ''', "nnnwnn", 0, says="14 of 14"),
     Hostile("Markdown, HTML, XML and formulas", '''
 def pairwise_loss(*args):

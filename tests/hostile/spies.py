@@ -1,5 +1,5 @@
-"""Submissions that look for what is right, or reach for what is not theirs. All functions are solved
-honestly; a file that finds something raises at once, so that its points are lost and seen to be."""
+"""Submissions that look for what is right, or reach for what is not theirs. All functions are
+right; a file that finds something raises at once, so that its points are lost and seen to be."""
 
 from . import Hostile
 
@@ -39,7 +39,8 @@ attempt(lambda: __import__("answers"), lambda: __import__("checks.ex2_reward"),
     spy("opens the answers", '''
 attempt(lambda: open("{ANSWERS}/ex2_reward.py").read(), lambda: os.listdir("{ANSWERS}"),
         lambda: os.listdir("{ROOT}"), lambda: open("{ROOT}/tests/checks/ex2_reward.py").read(),
-        lambda: os.open("{ANSWERS}", os.O_RDONLY), lambda: os.listdir("/"), lambda: os.listdir(".."),
+        lambda: os.open("{ANSWERS}", os.O_RDONLY), lambda: os.listdir("/"),
+        lambda: os.listdir(".."),
         lambda: open(f"/proc/self/root{ANSWERS}/ex2_reward.py").read())
 '''),
     spy("looks in sys.modules", '''
@@ -110,6 +111,7 @@ for pid in os.getppid(), {PARENT}, {NURSERY}, 1:
     attempt(call(101, 16, pid, 0, 0), call(101, 0x4206, pid, 0, 0), call(310, pid, 0, 0, 0, 0, 0),
             call(311, pid, 0, 0, 0, 0, 0), call(434, pid, 0))
 '''),
+    # HOLE: rt_sigqueueinfo is free where neither namespaces nor Landlock hide the others
     spy("sends signals", SYSCALL + '''
 import signal, threading
 info = ctypes.create_string_buffer(128)
@@ -143,6 +145,7 @@ attempt(lambda: os.mkdir(new), lambda: os.symlink(place, new), lambda: os.link(p
         lambda: os.rename("ex2_reward.py", "{CANARY}/x"), lambda: os.mkdir("here"),
         lambda: os.remove("ex2_reward.py"), lambda: os.link("ex2_reward.py", "link"))
 '''),
+    # HOLE: Landlock does not cover chmod, chown, utime, setxattr; seccomp could
     spy("changes modes, owners and times of files", '''
 for place in "{CANARY}/canary.txt", "{COHORT}/a-right", "{OUT}":
     attempt(lambda: os.chmod(place, 0o777), lambda: os.chown(place, 12345, 12345),
@@ -174,6 +177,7 @@ def getpid():  # mov eax, 20; int 0x80; ret
 if platform.machine() == "x86_64":
     attempt(getpid)
 '''),
+    # HOLE: shmget, semget and msgget are free; shared memory escapes RLIMIT_AS
     spy("takes memory that outlives it", SYSCALL + '''
 attempt(lambda: works(29, 0, 4096, 0o1600) or 1 / 0,  # shmget
         lambda: works(64, 0, 1, 0o1600) or 1 / 0,  # semget

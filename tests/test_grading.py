@@ -1,0 +1,458 @@
+"""The grader with what instructors have (folders, zips, clones, files that are odd by accident) and
+what they get: the gradebook, the reports, resuming, and the command's options."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from types import SimpleNamespace
+
+import grade as command
+import pytest
+from checks import BLANKS, FILES, RUNS
+from checks.client import Nursery
+from checks.core import ROOT, Result, compare
+from grading import examine, reports, similarity
+from grading.examine import POINTS, Grade, earned_share
+from grading.submissions import find_cohort, read
+
+ANSWERS = {file: (ROOT / "answers" / f"{file}.py").read_bytes() for file in FILES}
+STUBS = {file: (ROOT / "exercises" / f"{file}.py").read_bytes() for file in FILES}
+FILE = "ex2_reward.py"
+ANSWER = ANSWERS["ex2_reward"]
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the warm process is Linux's")
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.stop()
+
+
+@pytest.fixture(scope="module")
+def answers_runs():
+    return command.runs_of_the_answers()
+
+
+@pytest.fixture
+def run(nursery, answers_runs):
+    """A function: grades a cohort's folder. -> {name: Grade}"""
+    def grade(cohort, out, one=False):
+        found = find_cohort(cohort, FILES, one)
+        options = SimpleNamespace(out=out, jobs=2)
+        return {grade.name: grade for grade in command.grade_cohort(
+            found, options, nursery, answers_runs)}
+    return grade
+
+
+def put(folder, files):
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def put_zip(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def read_one(path):
+    return read(path, "alice", FILES)
+
+
+# ---- What is handed in --------------------------------------------------------------------------
+
+PLACES = ["", "exercises/", "homework/", "alice's clone/exercises/", "作业 1/exercises/", "a/b/c/"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_files_are_found_wherever_they_are(place, tmp_path):
+    files = {f"{place}{file}.py": content for file, content in ANSWERS.items()}
+    assert read_one(put(tmp_path / "学生 alice", files)).files == ANSWERS
+    assert read_one(put_zip(tmp_path / "学生.zip", files)).files == ANSWERS
+
+
+def test_a_clone_of_the_repository_is_graded_by_its_exercises(tmp_path):
+    clone = put(tmp_path, {f"exercises/{FILE}": STUBS["ex2_reward"], f"answers/{FILE}": ANSWER,
+                           f"tests/checks/{FILE}": b"1/0", f"old/{FILE}": b"1/0",
+                           f".git/{FILE}": b"1/0", f".venv/lib/{FILE}": b"1/0", FILE: b"1/0"})
+    submission = read_one(clone)
+    assert submission.files == {"ex2_reward": STUBS["ex2_reward"]}
+    assert submission.notes == [f"{FILE} is there 3 times; graded: exercises/{FILE}"]
+
+
+def test_answers_alone_are_not_handed_in(tmp_path):
+    assert read_one(put(tmp_path, {f"answers/{FILE}": ANSWER})).files == {}
+
+
+def test_a_mac_zip_has_shadows_of_the_files(tmp_path):
+    shadows = {f"__MACOSX/._{FILE}": b"\0", f"._{FILE}": b"\0"}
+    path = put_zip(tmp_path / "a.zip", {FILE: ANSWER, **shadows})
+    assert read_one(path).files == {"ex2_reward": ANSWER} and read_one(path).notes == []
+
+
+def test_a_cohort_is_folders_and_zips_in_order(tmp_path):
+    put(tmp_path, {f"bob/{FILE}": ANSWER, f"Ärger 学/{FILE}": ANSWER, "readme.txt": b"",
+                   f".hidden/{FILE}": ANSWER, "empty/notes.txt": b""})
+    put_zip(tmp_path / "bob.zip", {FILE: ANSWER})
+    put_zip(tmp_path / "ALICE.ZIP", {FILE: ANSWER})
+    names = [name for _, name in find_cohort(tmp_path, FILES)]
+    assert names == ["ALICE", "bob", "bob-zip", "empty", "Ärger 学"]
+
+
+@pytest.mark.parametrize("files", [{FILE: ANSWER}, {f"exercises/{FILE}": ANSWER}])
+def test_one_submission_is_a_cohort_of_one(files, tmp_path):
+    put(tmp_path / "alice", files)
+    assert find_cohort(tmp_path / "alice", FILES) == [(tmp_path / "alice", "alice")]
+    path = put_zip(tmp_path / "bob.zip", files)
+    assert find_cohort(path, FILES) == [(path, "bob")]
+
+
+def test_submissions_are_read_one_after_the_other(tmp_path, monkeypatch, answers_runs):
+    """Of 30 submissions, only as many as jobs + 2 have been read and not yet graded."""
+    for n in range(30):
+        put(tmp_path / f"s{n:02}", {FILE: ANSWER})
+    log, empty = [], (0, [], [], [])
+    real = command.read
+    monkeypatch.setattr(command, "read", lambda *args: log.append("read") or real(*args))
+    monkeypatch.setattr(examine, "examine", lambda submission, nursery: empty)
+    monkeypatch.setattr(examine, "grade", lambda submission, examined, runs: log.append("graded")
+                        or Grade(submission.name, "", 0, [], []))
+    monkeypatch.setattr(reports, "write_all", lambda grade, out: None)
+    options = SimpleNamespace(out=tmp_path / "out", jobs=2)
+    command.grade_cohort(find_cohort(tmp_path, FILES), options, None, answers_runs)
+    waiting = [log[:i].count("read") - log[:i].count("graded") for i in range(len(log) + 1)]
+    assert max(waiting) <= 4 and log.count("read") == log.count("graded") == 30
+
+
+ODD_FILES = {
+    "Windows line ends": (ANSWER.replace(b"\n", b"\r\n"), 14, "", ""),
+    "old Macintosh line ends": (ANSWER.replace(b"\n", b"\r"), 14, "", ""),
+    "a BOM": (b"\xef\xbb\xbf" + ANSWER, 14, "", ""),
+    "tabs": (ANSWER.replace(b"    ", b"\t"), 14, "", ""),
+    "half done": (STUBS["ex2_reward"] + b"\n\ndef last_token_index(attention_mask):\n"
+                  b"    places = torch.arange(attention_mask.shape[1])\n"
+                  b"    return (attention_mask * places).argmax(dim=1)\n",
+                  3, "not_started", ""),
+    "a syntax error": (ANSWER + b"\ndef f(:\n", 0, "crashed", "SyntaxError"),
+    "old Python": (ANSWER + b'\nprint "done"\n', 0, "crashed", "SyntaxError"),
+    "a merge conflict": (b"<<<<<<< HEAD\n" + ANSWER, 0, "crashed", "SyntaxError"),
+    "a package that is not there": (ANSWER + b"\nimport pandas_that_is_not_there\n", 0, "crashed",
+                                    "ModuleNotFoundError"),
+    "an empty file": (b"", 0, "not_started", ""),
+    "the stubs": (STUBS["ex2_reward"], 0, "not_started", "")}
+
+
+@needs_linux
+def test_files_that_are_odd_by_accident(tmp_path, run):
+    """All in one cohort: each has its points, the right status and a report that says why."""
+    for name, (content, *_) in ODD_FILES.items():
+        put(tmp_path / "cohort" / name, {FILE: content})
+    put(tmp_path / "cohort" / "a notebook", {"ex2_reward.ipynb": b'{"cells": []}'})
+    put(tmp_path / "cohort" / "nothing", {"readme.md": b"# done"})
+    grades = run(tmp_path / "cohort", tmp_path / "out")
+    for name, (_, points, status, words) in ODD_FILES.items():
+        checks = [check for check in grades[name].checks if check["file"] == "ex2_reward"]
+        assert grades[name].total() == points, name
+        assert status in [check["status"] for check in checks] or status == "", (name, checks)
+        assert words in checks[0]["report"], name
+    for name, note in ("a notebook", "exported as a script"), ("nothing", ""):
+        assert grades[name].total() == 0 and note in "; ".join(grades[name].notes)
+        assert {check["status"] for check in grades[name].checks} == {"not_started"}
+
+
+# ---- Points -------------------------------------------------------------------------------------
+
+
+def test_the_points_are_a_hundred_and_every_check_has_some():
+    assert sum(sum(points.values()) for points in POINTS.values()) == 100
+    assert {(file, name) for file in POINTS for name in POINTS[file]} == {
+        (check.file, check.name) for check in [*BLANKS, *RUNS]}
+
+
+@pytest.mark.parametrize("status, right, share", [
+    ("passed", 10, 1), ("wrong", 9, 0.9), ("wrong", 6, 0.6), ("wrong", 5, 0), ("wrong", 0, 0),
+    ("crashed", 9, 0), ("timeout", 9, 0), ("tampered", 9, 0), ("todo", 0, 0), ("missing", 0, 0)])
+def test_partial_credit_is_by_cases(status, right, share):
+    assert earned_share(Result(BLANKS[0], status, ["x"] * right, 10)) == share
+
+
+@pytest.mark.parametrize("value", [5.0, -1e308, float("-inf"), float("nan")])
+def test_no_number_is_close_to_infinity(value):  # HOLE: abs(5 - inf) <= rtol * inf
+    assert compare(value, float("inf"), 1e-4, 1e-5) and compare(float("inf"), value, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, True, "", None])
+def test_a_constant_earns_nothing(constant):  # HOLE: sum_reward is 0.0 in most of its cases
+    from perform import perform
+
+    for blank in BLANKS:
+        cases = blank.cases(7)
+        outcomes = [perform(lambda *args: constant, case.inputs, case.grad) for case in cases]
+        result = examine.judge(blank, cases, outcomes, None)
+        assert earned_share(result) == 0, blank
+
+
+# ---- What is written ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory, nursery, answers_runs):
+    """A cohort: alice is right, =bob has a known mistake, 学生 has begun nothing."""
+    folder = tmp_path_factory.mktemp("graded")
+    mistake = (b"\n\ndef preference_probability(chosen, rejected):\n"
+               b"    return torch.sigmoid(rejected - chosen)\n")
+    put(folder / "cohort" / "alice", {f"{file}.py": text for file, text in ANSWERS.items()})
+    put(folder / "cohort" / "=bob", {FILE: ANSWER + mistake})
+    put(folder / "cohort" / "学生 3", {})
+    (folder / "cohort" / "学生 3").mkdir()
+    options = SimpleNamespace(out=folder / "out", jobs=2)
+    grades = command.grade_cohort(find_cohort(folder / "cohort", FILES), options, nursery,
+                                  answers_runs)
+    reports.write_csv(grades, folder / "out" / "grades.csv")
+    return folder / "out", {grade.name: grade for grade in grades}
+
+
+@needs_linux
+def test_the_gradebook_opens_as_a_table(graded):
+    out, grades = graded
+    with open(out / "grades.csv", newline="", encoding="utf-8-sig") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"alice", "'=bob", "学生 3"}
+    assert {name: float(row["total"]) for name, row in rows.items()} == {
+        "alice": 100, "'=bob": 11, "学生 3": 0}
+    for row in rows.values():
+        assert float(row["total"]) == sum(float(row[file]) for file in FILES)
+        assert row["of"] == "100"
+    assert (out / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # or Excel misreads 学
+
+
+@needs_linux
+def test_the_markdown_report_says_what_went_wrong(graded):
+    out, grades = graded
+    text = (out / "reports" / "=bob.md").read_text("utf-8")
+    assert text.startswith("# =bob: 11 of 100 points\n")
+    assert "| ex2_reward | preference_probability | wrong |" in text and "    hint: " in text
+    assert f"Seed of the cases: {grades['=bob'].seed}." in text
+    assert "Protections in force: " in text and "Not covered without a container" in text
+    assert "hint" not in (out / "reports" / "alice.md").read_text("utf-8")
+
+
+@needs_linux
+def test_the_junit_file_has_a_test_a_check(graded):
+    out, _ = graded
+    counts = {}
+    for name in "alice", "=bob", "学生 3":
+        suite = ElementTree.parse(out / "junit" / f"{name}.xml").getroot().find("testsuite")
+        counts[name] = tuple(int(suite.get(kind)) for kind in (
+            "tests", "failures", "errors", "skipped"))
+    assert counts == {"alice": (30, 0, 0, 0), "=bob": (30, 2, 0, 24), "学生 3": (30, 0, 0, 30)}
+
+
+TEST_FIELDS = {"name": str, "score": (int, float), "max_score": (int, float), "output": str,
+               "output_format": str, "status": str, "visibility": str}
+
+
+@needs_linux
+def test_gradescopes_file_has_the_documented_fields(graded):
+    out, grades = graded
+    for name in "alice", "=bob", "学生 3":
+        results = json.loads((out / "gradescope" / name / "results.json").read_text("utf-8"))
+        assert results["visibility"] == "visible" and results["stdout_visibility"] == "hidden"
+        assert results["score"] == round(sum(test["score"] for test in results["tests"]), 2)
+        for test in results["tests"]:
+            assert set(test) == set(TEST_FIELDS)
+            assert all(isinstance(test[key], kind) for key, kind in TEST_FIELDS.items())
+            assert test["status"] in ("passed", "failed") and test["output_format"] == "text"
+            assert 0 <= test["score"] <= test["max_score"]
+
+
+@needs_linux
+def test_the_summary_has_the_distribution_and_the_mistakes(graded):
+    _, grades = graded
+    text = reports.summary(list(grades.values()))
+    assert "3 graded. Points of 100: lowest 0, median 11, highest 100." in text
+    assert "ex2_reward.preference_probability: " in text  # a known mistake, by its name
+    assert " 90-100%    1 " in text and "  0-10 %    1 " in text
+
+
+def test_cells_are_no_formulas():
+    for text in "=1", "+1", "-1", "@x", "\t=1", "\r=1":
+        assert reports.for_spreadsheet(text) == "'" + text
+    assert reports.for_spreadsheet("alice") == "alice"
+
+
+@pytest.mark.parametrize("name", ["..", ". .", "a/b\\c", "a\0b", "a\nb", "C:x", "\x1b[2J", "\ud800",
+                                  "n" * 255, "学" * 85, "\u202e", "", "a|b"])
+def test_names_are_safe_as_names_of_files(name):  # HOLE: none is too long for .json.tmp
+    safe = reports.safe_file_name(name)
+    assert safe and safe.isprintable() and not set(safe) & set("/\\:*?\"<>|")
+    assert not safe.startswith(".") and len(f"{safe}.json.tmp".encode()) <= 255
+
+
+# ---- Grading again ------------------------------------------------------------------------------
+
+
+@needs_linux
+def test_nobody_is_graded_twice_and_who_changed_is(tmp_path, run, monkeypatch):
+    cohort, out, asked = tmp_path / "cohort", tmp_path / "out", []
+    for name in "alice", "bob", "carol":
+        put(cohort / name, {FILE: ANSWER})
+    real = examine.examine
+    monkeypatch.setattr(examine, "examine",
+                        lambda submission, nursery: asked.append(submission.name)
+                        or real(submission, nursery))
+    first = run(cohort, out)
+    assert sorted(asked) == ["alice", "bob", "carol"]
+    asked.clear()
+    assert run(cohort, out) == first and asked == []
+    put(cohort / "bob", {FILE: STUBS["ex2_reward"]})
+    (out / "state" / "carol.json").write_text('{"name": "car')  # the power went
+    again = run(cohort, out)
+    assert sorted(asked) == ["bob", "carol"]
+    assert [grade.total() for grade in again.values()] == [14, 0, 14]
+
+
+@needs_linux
+def test_an_interrupted_run_goes_on(tmp_path, run, monkeypatch):
+    cohort, out, written = tmp_path / "cohort", tmp_path / "out", []
+    for name in "alice", "bob", "carol":
+        put(cohort / name, {FILE: ANSWER})
+    real = reports.write_all
+
+    def interrupted(grade, out):
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(grade.name)
+        real(grade, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reports, "write_all", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(cohort, out)
+    seed = json.loads((out / "state" / "alice.json").read_text())["seed"]
+    grades = run(cohort, out)
+    assert grades["alice"].seed == seed and {grade.total() for grade in grades.values()} == {14}
+
+
+def test_a_changed_grader_grades_again(tmp_path, monkeypatch):
+    submission = read_one(put(tmp_path, {FILE: ANSWER}))
+    before = examine.state_of(submission)
+    monkeypatch.setattr(examine, "digest_of_grader", lambda: "another one")
+    assert examine.state_of(submission) != before
+
+
+# ---- The command --------------------------------------------------------------------------------
+
+
+def main(*arguments):
+    """The command in this process. -> its exit code"""
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(argument) for argument in arguments])
+    return ended.value.code
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["absent"], "there is no absent"), ([], "required"), (["empty"], "holds no folder"),
+    (["cohort", "--jobs", "0"], "--jobs"), (["cohort", "--jobs", "x"], "--jobs"),
+    (["cohort", "--out", "cohort/alice"], "one of the submissions"),
+    (["cohort", "--out", "a file"], "a file"), (["cohort", "--such", "thing"], "--such"),
+    (["cohort", "--pass_mark", "many"], "--pass_mark")])
+def test_bad_arguments_give_one_line_and_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+    put(tmp_path, {f"cohort/alice/{FILE}": ANSWER, "a file": b""})
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ") and words in error
+
+
+def test_strict_refuses_a_system_without_the_first_tier(tmp_path, monkeypatch, capsys):
+    put(tmp_path, {f"cohort/alice/{FILE}": ANSWER})
+    monkeypatch.setattr(command, "protections_here", lambda *args: ["limits", "seccomp"])
+    monkeypatch.setattr(command, "Nursery", lambda: None)
+    assert main(tmp_path / "cohort", "--out", tmp_path / "out", "--strict") == 2
+    assert "--strict" in capsys.readouterr().err and not (tmp_path / "out" / "grades.csv").exists()
+
+
+@needs_linux
+def test_the_command_ends_with_1_below_the_pass_mark(tmp_path):
+    put(tmp_path, {f"alice/{FILE}": ANSWER})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "grade.py"), "alice", "--pass_mark", "14.5"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "1 graded. Points of 100: lowest 14" in done.stdout
+    assert "Protections in force: " in done.stdout and (tmp_path / "out" / "grades.csv").exists()
+
+
+@pytest.fixture
+def quick(monkeypatch, answers_runs):
+    """The command with empty grades: a submission has as many points as its name says."""
+    monkeypatch.setattr(command, "Nursery", lambda: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(command, "protections_here", lambda *args: ["landlock", "seccomp"])
+    monkeypatch.setattr(command, "runs_of_the_answers", lambda: answers_runs)
+    monkeypatch.setattr(command, "grade_cohort", lambda cohort, *args: [
+        Grade(name, "", 0, [], [], [{"file": "ex1_sft", "name": "f", "status": "passed",
+                                     "points": float(name), "mistake": ""}])
+        for _, name in cohort])
+
+
+@pytest.mark.parametrize("names, mark, code", [
+    (["60"], "60", 0), (["59.99"], "60", 1), (["80", "59"], "60", 1), (["0"], "0", 0),
+    (["0"], "nan", 2), (["50"], "-1", 0)])  # HOLE: with "nan" everybody passes
+def test_the_pass_mark(names, mark, code, tmp_path, quick):
+    for name in names:
+        put(tmp_path, {f"cohort/{name}/{FILE}": ANSWER})
+    assert main(tmp_path / "cohort", "--out", tmp_path / "out", "--pass_mark", mark) == code
+
+
+def test_the_output_may_lie_in_the_cohort(tmp_path, quick):
+    """HOLE: the second run takes it for a submission, and refuses."""
+    put(tmp_path, {f"14/{FILE}": STUBS["ex2_reward"]})
+    for _ in range(2):
+        command.main([str(tmp_path), "--out", str(tmp_path / "out")])
+        with open(tmp_path / "out" / "grades.csv", encoding="utf-8-sig") as file:
+            assert [row["student"] for row in csv.DictReader(file)] == ["14"]
+
+
+def test_a_file_that_is_no_zip_is_no_submission(tmp_path, quick, capsys):
+    """HOLE: `grade.py alice/ex1_sft.py` gives 0 points instead of saying what is wrong."""
+    put(tmp_path, {f"14/{FILE}": ANSWER})
+    assert main(tmp_path / "14" / FILE, "--out", tmp_path / "out") == 2
+
+
+def test_what_is_no_submission_is_named(tmp_path, quick, capsys):
+    """HOLE: a student whose file is no folder and no zip is left out without a word."""
+    put(tmp_path, {f"cohort/14/{FILE}": ANSWER, "cohort/bob.tar.gz": b"x"})
+    (tmp_path / "cohort" / "carol").symlink_to(tmp_path / "cohort" / "14")
+    command.main([str(tmp_path / "cohort"), "--out", str(tmp_path / "out")])
+    seen = "".join(capsys.readouterr())
+    assert "bob.tar.gz" in seen and "carol" in seen
+
+
+def test_similarity_finds_a_copy_with_other_names(tmp_path):
+    copy = ANSWER.replace(b"attention_mask", b"m").replace(b"rejected", b"r")
+    for name, text in ("alice", ANSWER), ("bob", copy), ("carol", STUBS["ex2_reward"]):
+        put(tmp_path / name, {FILE: text})
+    similarity.write_csv(find_cohort(tmp_path, FILES), tmp_path / "s.csv")
+    with open(tmp_path / "s.csv", newline="", encoding="utf-8-sig") as file:
+        pairs = {(row["one"], row["other"]) for row in csv.DictReader(file)}
+    assert pairs == {("(answers)", "alice"), ("(answers)", "bob"), ("alice", "bob")}
+
+
+def test_nothing_of_the_environment_changes_the_grading(tmp_path, monkeypatch, answers_runs):
+    """HOLE: pytest obeys PYTEST_ADDOPTS while it writes the JUnit file."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k no_such_test")
+    checks = [{"file": "ex1_sft", "name": "f", "points": 1, "of": 1, "status": "passed",
+               "cases": [1, 1], "mistake": "", "report": ""}]
+    reports.write_junit(Grade("alice", "", 0, [], [], checks), tmp_path / "alice.xml")
+    assert 'tests="1"' in (tmp_path / "alice.xml").read_text() and os.environ["PYTEST_ADDOPTS"]
