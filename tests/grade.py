@@ -9,6 +9,7 @@ tests/INSTRUCTORS.md); those only compute, and this one judges."""
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -52,7 +53,18 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         fail("--jobs must be at least 1")
+    if options.pass_mark is not None and not math.isfinite(options.pass_mark):
+        fail("--pass_mark must be a number")
     return options
+
+
+def check_output(options):
+    """The output may lie among the submissions, and must not be one of them."""
+    out = options.out
+    is_old = (out / "state").is_dir() or (out / "grades.csv").is_file()
+    inside = out.resolve().parent == options.cohort.resolve()
+    if inside and out.is_dir() and any(out.iterdir()) and not is_old:
+        fail(f"--out {out} is one of the submissions")
 
 
 def protections_here(nursery, folder):
@@ -93,16 +105,20 @@ def grade_cohort(cohort, options, nursery, answers_runs):
         return submission, before, None if before else pool.submit(
             examine.examine, submission, nursery)
 
+    def finish(submission, future):
+        try:
+            grade = examine.grade(submission, future.result(), answers_runs)
+            reports.write_all(grade, options.out)
+        except Exception as error:  # one submission never stops the others
+            grade = examine.failed(submission, error)
+            reports.write_all(grade, options.out)
+        return grade
+
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(cohort), desc="grading") as bar:
         waiting = [begin(place) for place in cohort[:options.jobs + 1]]
         for i in range(len(cohort)):
             submission, grade, future = waiting.pop(0)
-            if grade is None:
-                try:
-                    grade = examine.grade(submission, future.result(), answers_runs)
-                except Exception as error:  # one submission never stops the others
-                    grade = examine.failed(submission, error)
-                reports.write_all(grade, options.out)
+            grade = grade or finish(submission, future)
             if i + options.jobs + 1 < len(cohort):
                 waiting.append(begin(cohort[i + options.jobs + 1]))
             grades.append(grade)
@@ -114,13 +130,12 @@ def grade_cohort(cohort, options, nursery, answers_runs):
 def main(arguments):
     options = parse(arguments)
     torch.set_num_threads(1)
+    check_output(options)
     try:
-        cohort = find_cohort(options.cohort, FILES, options.one)
+        cohort = find_cohort(options.cohort, FILES, options.one, options.out.resolve())
         options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         fail(str(error))
-    if options.out.resolve() in [path.resolve() for path, _ in cohort]:
-        fail(f"--out {options.out} is one of the submissions")
     if not (ROOT / "answers").is_dir():
         fail(f"{ROOT / 'answers'} is missing: the grader compares with it")
     nursery = Nursery() if platform.system() == "Linux" else None

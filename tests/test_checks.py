@@ -180,3 +180,24 @@ def test_a_docstring_teaches(blank):
     for part in "Shapes", "Formula", "Example", "Ask yourself", "Check it":
         assert f"\n{part}" in text, part
     assert f"pytest -k {blank.name}" in text
+
+
+def trivial(blank):
+    """Functions that do nothing."""
+    def zeros(*inputs):
+        output = answer(blank)(*inputs)
+        parts = output if isinstance(output, tuple) else (output,)
+        parts = [torch.zeros_like(x) if isinstance(x, torch.Tensor) else type(x)() for x in parts]
+        return tuple(parts) if isinstance(output, tuple) else parts[0]
+
+    return {"nothing": lambda *inputs: None, "zeros": zeros, "0.0": lambda *inputs: 0.0,
+            "1.0": lambda *inputs: 1.0, "the first input": lambda *inputs: inputs[0],
+            "the second input": lambda *inputs: inputs[1]}
+
+
+@each_blank
+def test_a_function_that_does_nothing_is_wrong_in_half_of_the_cases(blank):
+    """The grader gives points by cases only above that."""
+    for name, function in trivial(blank).items():
+        result = judge_here(blank, function)
+        assert 2 * len(result.right) <= result.total, (name, result.right)

@@ -27,7 +27,7 @@ from checks import FILES, client
 from checks.client import Nursery
 from checks.core import ROOT
 from grading import examine, reports, similarity
-from grading.submissions import Submission, find_cohort, read
+from grading.submissions import Submission, find_cohort, read, safe
 from hostile import LETTERS
 from hostile.archives import ARCHIVES, BOMB, NAMES, STUB, archive, named
 from hostile.harm import HARM
@@ -158,9 +158,9 @@ def watched(place):
 
 def expected_output(names):
     """What there may be in the output folder."""
-    parts = [f"{kind}/{reports.safe_file_name(name)}.{end}" for name in names for kind, end in
+    parts = [f"{kind}/{safe(name)}.{end}" for name in names for kind, end in
              (("reports", "md"), ("junit", "xml"), ("state", "json"))]
-    return {*parts, *(f"gradescope/{reports.safe_file_name(name)}/results.json" for name in names)}
+    return {*parts, *(f"gradescope/{safe(name)}/results.json" for name in names)}
 
 
 def check_output(out, grades):
@@ -176,7 +176,7 @@ def check_output(out, grades):
         elif name.endswith(".xml"):
             ElementTree.parse(path)
     for name, grade in grades.items():
-        text = files[f"reports/{reports.safe_file_name(name)}.md"].read_text("utf-8")
+        text = files[f"reports/{safe(name)}.md"].read_text("utf-8")
         assert text.count("\n# ") + text.startswith("# ") == 1, "a forged headline"
         assert not set(text) & set(map(chr, {*range(9), *range(11, 32), 127})), "control characters"
     reports.write_csv(list(grades.values()), out / "grades.csv")
@@ -292,7 +292,7 @@ def bytes_in(value):
     return value.nbytes if hasattr(value, "nbytes") else sys.getsizeof(value)
 
 
-def test_large_answers_do_not_fill_the_judges_memory(grader, place):  # HOLE: 64 MB a case are kept
+def test_large_answers_do_not_fill_the_judges_memory(grader, place):
     """Ten calls, 8 MB each."""
     code = "def pool_scores(*args): return torch.zeros(2**21)\n"
     submission = Submission("hostile", place, {"ex2_reward": (answers_text() + code).encode()})
@@ -301,7 +301,7 @@ def test_large_answers_do_not_fill_the_judges_memory(grader, place):  # HOLE: 64
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_a_zip_bomb_is_not_unpacked_in_memory(method, tmp_path):  # HOLE: LZMA and bzip2 are
+def test_a_zip_bomb_is_not_unpacked_in_memory(method, tmp_path):
     """64 MB of line ends. (bzip2 makes 300 KB of 4 GB, which one call would unpack.)"""
     bomb = archive(tmp_path, [("ex2_reward.py", BOMB)], method)
     tracemalloc.start()

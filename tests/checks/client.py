@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import secrets
 import signal
 import socket
 import subprocess
@@ -27,9 +28,10 @@ class Worker:
     def start(self):
         """Start without waiting. (Two workers may then start side by side.)"""
         if self.process is None:
-            self.process, self.requests, stream = self.open()
-            self.answers, self.is_ready = queue.Queue(), False
-            threading.Thread(target=listen, args=(stream, self.answers), daemon=True).start()
+            self.process, requests, answers = self.open()
+            self.requests, self.answers, self.is_ready = queue.Queue(), queue.Queue(), False
+            threading.Thread(target=talk, args=(requests, self.requests), daemon=True).start()
+            threading.Thread(target=listen, args=(answers, self.answers), daemon=True).start()
 
     def open(self):
         """-> (process, stream of requests, stream of answers)."""
@@ -39,31 +41,33 @@ class Worker:
     def send(self, request):
         """Ask without waiting for the answer. (Two workers can then think side by side.)"""
         self.start()
-        try:
-            self.requests.write(pack(request))
-            self.requests.flush()
-        except OSError:
-            pass  # it has ended: `wait` will say so
+        self.request = {**request, "id": secrets.token_hex(8)}  # the answer has to repeat it
+        self.requests.put(pack(self.request))
 
     def wait(self, seconds):
         """The answer to `send`, or {"status": "timeout"}, "crashed" or "tampered"."""
+        answer = None
         try:
             if not self.is_ready:
                 ready = self.answers.get(timeout=START_SECONDS) or {}
                 self.is_ready = ready.get("status") == "ready"
                 self.protections = ready.get("protections", [])
-            answer = self.answers.get(timeout=seconds) if self.is_ready else None
+            if self.is_ready:
+                answer = self.answers.get(timeout=seconds)
         except queue.Empty:
-            answer = {"status": "timeout", "message": f"no answer within {seconds} seconds: does "
-                      "it loop for ever?"}
-        if answer is None:
-            answer = {"status": "crashed", "message": "the process ended in the middle of the call "
-                      f"({self.exit_code()})"}
-        if not is_well_formed(answer):
-            answer = {"status": "tampered", "message": "this is no answer that a worker gives"}
-        if answer["status"] in ("timeout", "crashed", "tampered"):
             self.stop()
-        return answer
+            return {"status": "timeout",
+                    "message": f"no answer within {seconds:.0f} seconds: does it loop for ever?"}
+        if answer is None:
+            code = self.exit_code()
+            self.stop()
+            return {"status": "crashed", "message": f"the process ended in the call ({code})"}
+        good = checked(answer, self.request)
+        if good is None:
+            self.stop()
+            problem = answer if isinstance(answer, Exception) else "no answer that a worker gives"
+            return {"status": "tampered", "message": f"what came from the process is {problem}"}
+        return good
 
     def ask(self, request, seconds):
         self.send(request)
@@ -76,10 +80,7 @@ class Worker:
         """End the process and whatever it has started."""
         if self.process is not None:
             self.end()
-            try:
-                self.requests.close()
-            except OSError:  # what was not sent yet has nobody to go to
-                pass
+            self.requests.put(None)
             self.process = None
 
     def end(self):
@@ -169,6 +170,18 @@ def open_process(command, env, cwd=None):
     return process, process.stdin, process.stdout
 
 
+def talk(stream, requests):
+    """Write what is in the queue, until there comes None. (A process that does not read would
+    make the caller wait.)"""
+    try:
+        while (content := requests.get()) is not None:
+            stream.write(content)
+            stream.flush()
+        stream.close()
+    except OSError:  # the process has ended
+        pass
+
+
 def listen(stream, answers):
     """Put the messages of a stream into a queue, and None at its end. A worker is asked one thing
     at a time: one that talks without being asked is cut off."""
@@ -176,29 +189,30 @@ def listen(stream, answers):
         while (message := receive(stream)) is not None and answers.qsize() < 4:
             answers.put(message)
     except (ValueError, MemoryError) as error:
-        answers.put({"status": "tampered", "message": f"what came from the process is {error}"})
+        answers.put(error)
     answers.put(None)
     stream.close()
 
 
-def is_well_formed(answer):
-    """Has an answer the parts that the judge looks at? (It may come from a hostile process.)"""
-    def has(**kinds):
-        return all(isinstance(answer.get(name), kind) for name, kind in kinds.items())
-
-    def are_tensors(values):
-        return all(value is None or isinstance(value, torch.Tensor) for value in values)
-
-    if not isinstance(answer, dict) or not has(status=str):
-        return False
-    if "steps" in answer and not (has(steps=list) and all(isinstance(step, dict)
-                                                          for step in answer["steps"])):
-        return False
+def checked(answer, request):
+    """The answer with the parts that the judge looks at and no others, or None where one of them is
+    not what a worker sends. (It may come from a hostile process.)"""
+    parts = {"raised": {"type": str, "message": str, "lines": list}, "not_started": {}}
+    kinds = {"status": str, "id": str}
+    if not isinstance(answer, dict) or type(answer.get("status")) is not str:
+        return None
     if answer["status"] == "returned":
-        return "steps" in answer or (
-            has(has_graph=bool, grads=dict, inputs=dict) and "output" in answer
-            and are_tensors(answer["grads"].values()))
-    if answer["status"] == "raised":
-        return has(type=str, message=str, lines=list) and all(
-            isinstance(line, str) for line in answer["lines"])
-    return answer["status"] in ("not_started",) or has(message=str)
+        kinds |= {"steps": list} if "run" in request else {
+            "output": object, "has_graph": bool, "grads": dict, "inputs": dict}
+    else:
+        kinds |= parts.get(answer["status"], {"message": str})
+        kinds |= {"steps": list} if "steps" in answer else {}
+    if not all(name in answer and isinstance(answer[name], kind) for name, kind in kinds.items()):
+        return None
+    answer = {name: answer[name] for name in kinds}
+    good = (answer["id"] == request["id"]
+            and all(isinstance(step, dict) for step in answer.get("steps", []))
+            and all(isinstance(line, str) for line in answer.get("lines", []))
+            and all(grad is None or isinstance(grad, torch.Tensor)
+                    for grad in answer.get("grads", {}).values()))
+    return answer if good else None

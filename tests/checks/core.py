@@ -6,6 +6,7 @@ differ, the known mistakes are performed as well, and a hint is given if exactly
 what the student's function does on every case, and differs from the answer on two cases or more."""
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
@@ -99,7 +100,8 @@ def compare(yours, expected, rtol, atol, where="the result"):
     elif isinstance(expected, torch.Tensor):
         return compare_tensors(yours, expected, rtol, atol, where)
     elif isinstance(expected, float):
-        close = yours == expected or abs(yours - expected) <= atol + rtol * abs(expected)
+        close = yours == expected or (
+            math.isfinite(expected) and abs(yours - expected) <= atol + rtol * abs(expected))
         return None if close else Difference(f"{where} has the wrong value", (), yours, expected)
     else:
         return None if yours == expected else Difference(
@@ -289,6 +291,8 @@ def judge_run(run, yours, expected):
         message = "\n    ".join(["the training run stopped: " + yours["message"],
                                  *yours.get("lines", [])])
         return Result(run, "crashed", message=message)
+    if len(yours["steps"]) != len(expected["steps"]):
+        return Result(run, "tampered", message="the training run has not all of its steps")
     return Result(run, "passed")
 
 

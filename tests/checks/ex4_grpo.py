@@ -46,8 +46,14 @@ def sum_reward_cases(seed):
               "a prompt without numbers, and 0": ("Write a review of the circus film.", "0", 0.0),
               "a prompt with two numbers and no sum": ("Name 2 films with 3 pirates.", "5", 0.0),
               "a difference": ("What is 27 - 15?", "42", 0.0)}
-    return cases + [Case(note, {"prompt": prompt, "response": response}, expect=expect)
-                    for note, (prompt, response, expect) in others.items()]
+    cases += [Case(note, {"prompt": prompt, "response": response}, expect=expect)
+              for note, (prompt, response, expect) in others.items()]
+    # As many right sums as wrong ones: always saying 0 must not be worth much.
+    for i, (a, b) in enumerate(integers(0, 100, 13, 2, seed=seed + 1).tolist()):
+        end = ["", ".", "\n"][i % 3]
+        cases.append(Case(f"right sum {i + 1}", {"prompt": f"What is {a} + {b}?",
+                                                 "response": f"{a + b}{end}"}))
+    return cases
 
 
 def slow_sum_reward(prompt, response):

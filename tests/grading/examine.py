@@ -71,7 +71,7 @@ def grade(submission, examined, answers_runs):
     for run, outcome in zip(RUNS, runs):
         blanks = [result for result in results if result.blank.file == run.file]
         results.append(judge_run(run, outcome, answers_runs[run.file])
-                       if any(result.status == "passed" for result in blanks)
+                       if all(result.status == "passed" for result in blanks)
                        else Result(run, "todo"))
     results.sort(key=lambda result: list(POINTS).index(result.blank.file))
     return Grade(submission.name, state_of(submission), seed, protections, list(submission.notes),
@@ -80,7 +80,7 @@ def grade(submission, examined, answers_runs):
 
 def failed(submission, error):
     """The Grade of a submission that the grader itself stumbled over: nothing, and a note."""
-    note = f"the grader failed ({type(error).__name__}: {error}): look at this one yourself"[:300]
+    note = f"the grader failed ({type(error).__name__}: {error!s:.200}): look at it yourself"
     results = [Result(part, "crashed", message=note) for part in [*BLANKS, *RUNS]]
     return Grade(submission.name, "", 0, [], [*submission.notes, note],
                  [as_check(result) for result in results])
@@ -114,6 +114,7 @@ def earned_share(result):
     nothing but zeros, which is right where there is nothing to average, earns none."""
     if result.status == "passed":
         return 1.0
-    if not (result.finished and result.total) or 2 * len(result.right) <= result.total:
+    performed = result.status in ("wrong", "crashed") and result.finished
+    if not performed or 2 * len(result.right) <= result.total:
         return 0.0
     return len(result.right) / result.total

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from .examine import POINTS
-from .submissions import safe as safe_file_name  # noqa: F401
 
 HERE = Path(__file__).resolve().parent
 UNCOVERED = ("Not covered without a container: copies of the public answers, faults of the kernel, "
@@ -25,6 +24,11 @@ def write_atomically(path, text):
     os.replace(fresh, path)
 
 
+def clean(text):
+    """Without control characters and broken encodings; they would speak to a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+
+
 def for_spreadsheet(text):
     """A cell that no spreadsheet takes for a formula."""
     return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
@@ -36,8 +40,10 @@ def write_csv(grades, path):
     for grade in grades:
         counts = Counter(check["status"] for check in grade.checks)
         rows.append([for_spreadsheet(grade.name), *(grade.total(file) for file in POINTS),
-                     grade.total(), of, "; ".join(f"{n} {name}" for name, n in sorted(counts.items())),
-                     " ".join(grade.protections) or "none", for_spreadsheet("; ".join(grade.notes))])
+                     grade.total(), of,
+                     "; ".join(f"{n} {name}" for name, n in sorted(counts.items())),
+                     " ".join(grade.protections) or "none",
+                     for_spreadsheet("; ".join(grade.notes))])
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".tmp")
     with open(fresh, "w", newline="", encoding="utf-8-sig") as file:  # Excel needs the BOM
@@ -89,10 +95,16 @@ def write_junit(grade, path):
     """pytest, with nothing but the project's own file and fixed arguments, writes the XML: no
     submission's folder is ever an argument, a root or a place that it imports from."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    options = os.environ.pop("PYTEST_ADDOPTS", None)
+    without = ("cacheprovider", "terminal", "unraisableexception", "threadexception")
     code = pytest.main(
         [str(HERE / "as_tests.py"), "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE),
-         "--noconftest", "-p", "no:cacheprovider", "-p", "no:terminal", f"--junitxml={path}"],
+         "--noconftest", *(f"-pno:{plugin}" for plugin in without), f"--junitxml={path}"],
         plugins=[Checks(grade.checks)])
+    if options is not None:
+        os.environ["PYTEST_ADDOPTS"] = options
+    if code == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest ended with {code!r}")
 
@@ -100,6 +112,9 @@ def write_junit(grade, path):
 def write_all(grade, out):
     """Everything about one submission. The state comes last: it says that the rest is there."""
     name = grade.name
+    grade.notes = [clean(note).replace("\n", " ") for note in grade.notes]
+    for check in grade.checks:
+        check["report"] = clean(check["report"])
     write_atomically(out / "reports" / f"{name}.md", markdown(grade))
     write_atomically(out / "gradescope" / name / "results.json",
                      json.dumps(gradescope(grade), indent=2))

@@ -24,11 +24,14 @@ class Plain(ast.NodeTransformer):
 
 
 def pieces(text):
-    """The set of runs of PIECE nodes in the functions of a file; None where it does not parse."""
+    """The set of runs of PIECE nodes in the functions of a file; none where it does not parse."""
     try:
-        tree = ast.parse(text)
+        return pieces_of(ast.parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+        return set()
+
+
+def pieces_of(tree):
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -6,11 +6,10 @@ import hashlib
 import os
 import stat
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-MAX_BYTES = 256 * 2**10  # of one exercise file
+MAX_BYTES, MAX_ZIP_BYTES = 256 * 2**10, 64 * 2**20  # of an exercise file, of a zip file
 MAX_DEPTH = 5
 SKIPPED = {"answers", "tests", "__MACOSX", "__pycache__", "node_modules", "runs", "site-packages"}
 
@@ -28,20 +27,27 @@ class Submission:
         return hashlib.sha256(content).hexdigest()
 
 
-def find_cohort(path, names, one=False):
+def find_cohort(path, names, one=False, leave_out=None):
     """[(path, unique name)] of the submissions in a folder of submissions; a folder or zip that
-    holds exercises itself is one, and so is whatever comes with `one`. Raises ValueError where
-    there is nothing to grade."""
+    holds exercises itself is one, and so is whatever comes with `one`. `leave_out`, the output
+    folder, may lie among them. Raises ValueError where there is nothing to grade."""
     if not path.exists():
         raise ValueError(f"there is no {path}")
+    if path.is_file() and path.suffix.lower() != ".zip":
+        raise ValueError(f"{path} is neither a folder nor a zip file")
     if path.is_file():
         return [(path, safe(path.stem))]
     wanted = {f"{name}.py" for name in names}
     if one or any((folder / name).is_file() for folder in (path, path / "exercises") for name in wanted):
         return [(path, safe(path.resolve().name))]
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".")
-                     and not entry.is_symlink()
-                     and (entry.is_dir() or entry.suffix.lower() == ".zip"))
+    entries, others = [], []
+    for entry in sorted(path.iterdir()):
+        if not entry.name.startswith(".") and entry.resolve() != leave_out:
+            good = not entry.is_symlink() and (entry.is_dir() or entry.suffix.lower() == ".zip")
+            (entries if good else others).append(entry)
+    if others:
+        print(f"Not graded, being neither folders nor zip files: "
+              f"{', '.join(safe(other.name) for other in others[:10])}")
     if not entries:
         raise ValueError(f"{path} holds no folder and no zip file of a student")
     taken, cohort = set(), []
@@ -57,7 +63,11 @@ def find_cohort(path, names, one=False):
 def safe(name):
     """A student's name, which names files as well: printable, without separators."""
     kept = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
-    return kept.strip(" .") or "_"
+    kept = kept.strip(" .") or "_"
+    if len(kept.encode()) > 200:  # with what is added, a file's name may have 255 bytes
+        digest = hashlib.sha256(kept.encode()).hexdigest()[:8]
+        kept = kept.encode()[:180].decode(errors="ignore") + digest
+    return kept
 
 
 def read(path, name, names):
@@ -66,7 +76,7 @@ def read(path, name, names):
     try:
         found = from_zip(path, submission) if path.is_file() else from_folder(path, submission)
         choose(found, submission, names)
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # what zipfile raises on damaged files is many things
         submission.notes.append(f"{path.name} cannot be read: {error}")
     return submission
 
@@ -129,11 +139,16 @@ def read_file(path, submission):
 
 def from_zip(path, submission):
     """The same for a zip file, read entry by entry."""
+    if path.stat().st_size > MAX_ZIP_BYTES:
+        raise ValueError(f"the zip file is larger than {MAX_ZIP_BYTES // 2**20} MB")
     archive, found = zipfile.ZipFile(path), {}
     for entry in archive.infolist()[:10_000]:
         place = PurePosixPath(entry.filename.replace("\\", "/"))
         if entry.is_dir() or not is_welcome(place):
             continue
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            submission.notes.append(f"{place} was not read: use an ordinary zip file")
+            continue  # the other methods unpack as much as they like at a time
         if stat.S_ISLNK(entry.external_attr >> 16):
             submission.notes.append(f"{place} was not read: it is a link")
             continue

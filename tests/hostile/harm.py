@@ -29,7 +29,7 @@ def pairwise_loss(*args): os.abort()
 ''', "nnn?pn", 1),
     Hostile("recurses", HONEST + '''
 def pairwise_loss(*args): return pairwise_loss(*args)
-''', "nnnwpn", 1),
+''', "nnncpn", 1),
     Hostile("recurses without a limit", HONEST + '''
 import sys
 sys.setrecursionlimit(10**9)
@@ -59,7 +59,7 @@ HANGS = [
     Hostile("loops in a call", '''
 def pairwise_loss(*args):
     while True: pass
-''', "ppptpt", 8, base="answers"),
+''', "ppptpn", 8, base="answers"),
     Hostile("loops and ignores every signal and exception", HONEST + '''
 import signal
 def pairwise_loss(*args):
@@ -118,7 +118,7 @@ def busy():
     while True: time.sleep(0.001)
 for daemon in True, False:
     threading.Thread(target=busy, daemon=daemon).start()
-''', "pppppp", 14, base="answers"),
+''', "cccccn", 0, base="answers"),
     Hostile("does not end when it is asked to", '''
 import atexit, time
 atexit.register(time.sleep, 10**6)
@@ -140,11 +140,10 @@ def pairwise_loss(*args):
     import mmap
     taken = [mmap.mmap(-1, 2**28) for _ in range(1000)]  # addresses; nothing is written to them
     return "it took 250 GB"
-''', "nnnwpn", 1, says="Cannot allocate memory", needs="limits"),
+''', "nnncpn", 1, says="Cannot allocate memory", needs="limits"),
     Hostile("takes a terabyte at once", HONEST + '''
 def pairwise_loss(*args): return torch.empty(2**38)
-''', "nnnwpn", 1, says="pairwise_loss"),
-    # HOLE: threads are not limited
+''', "nnncpn", 1, says="pairwise_loss"),
     Hostile("starts many threads", '''
 import threading
 wait, started = threading.Event(), 0
@@ -178,19 +177,19 @@ def pairwise_loss(*args):
         except OSError:
             pass
     raise ValueError(f"{written} bytes written")
-''', "nnnwpn", 1, says="ValueError: 0 bytes written", needs="landlock"),
+''', "nnncpn", 1, says="ValueError: 0 bytes written", needs="landlock"),
     Hostile("a file in memory larger than any file may be", HONEST + '''
 import os, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def pairwise_loss(*args):
     file = os.memfd_create("flood")
     os.ftruncate(file, 2**24)
-''', "nnnwpn", 1, says="File too large", needs="limits"),
+''', "nnncpn", 1, says="File too large", needs="limits"),
     Hostile("opens files without end", HONEST + '''
 import os
 def pairwise_loss(*args):
     for n in range(5000): os.dup(0)
-''', "nnnw*n", None, says="Too many open files", needs="limits"),
+''', "nnnccn", None, says="Too many open files", needs="limits"),
 ]
 
 FORKS = [

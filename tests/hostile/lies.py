@@ -51,7 +51,7 @@ def preference_accuracy(chosen, rejected): return (chosen >= rejected).float().m
 '''
 
 
-def value(name, expression, statuses="nnwnn?", points=0, base="stubs", head="", **more):
+def value(name, expression, statuses="nn?nnn", points=0, base="stubs", head="", **more):
     """preference_probability (1 point) gives an odd value for the right one, p."""
     return Hostile(name, f'''{head}
 def preference_probability(chosen, rejected):
@@ -71,7 +71,6 @@ FORGED = [
 everywhere(pack({"status": "returned", "output": torch.ones(2), "has_graph": False, "grads": {},
                  "inputs": {}}) * 3)
 ''', "??????", 0),
-    # HOLE: a run of no steps agrees with everything (these five)
     Hostile("training runs of no steps", HONEST + 'import runs; runs.STEPS = 0', "nnnnp?", 1),
     Hostile("a training run without steps is claimed", FORGE + '''
 def forge(message): return {"status": "returned", "steps": []} if "steps" in message else message
@@ -91,7 +90,6 @@ real, train = {}, runs.train
 exec("import torch\\n" + ANSWERS_TEXT, real)
 runs.train = lambda module, name: train(types.SimpleNamespace(**real, __file__=""), name)
 '''.replace("ANSWERS_TEXT", "{ANSWERS_TEXT!r}"), "nnnnp?", 1),
-    # HOLE: the judge stumbles: KeyError
     Hostile("a function is answered like a training run",
             FORGE + 'def forge(message): return {"status": "returned", "steps": []}',
             "??????", 0),
@@ -99,7 +97,6 @@ runs.train = lambda module, name: train(types.SimpleNamespace(**real, __file__="
 def forge(message):
     return {"status": "raised", "type": "ValueError", "message": "x", "lines": [1, None, {}]}
 ''', "??????", 0),
-    # HOLE: the judge stumbles over odd types of "message" and "lines"
     Hostile("a result with odd messages", FORGE + '''
 def forge(message):
     return {"status": "returned", "type": "x", "message": torch.ones(3), "lines": 5,
@@ -113,7 +110,6 @@ def forge(message):
     return {**message, "grads": {0: torch.ones(3)}, "has_graph": True,
             "inputs": {"x": [{}, {"y": [torch.ones(2)]}]}} if "grads" in message else message
 ''', "nnnn??", 0),
-    # HOLE: the judge waits for ever in send()
     Hostile("answers before the questions are read", SPEAK + '''
 import fcntl, stat, struct, termios
 forged = pack({"status": "raised", "type": "E", "message": "x", "lines": []})
@@ -211,7 +207,7 @@ def forge(message):
     if message.get("status") == "returned":
         good.append(message)
     return good[-1] if good else message
-''', "nnnn?n", 0),
+''', "nnnnpn", 1),
     Hostile("the worker's answer is replaced", HONEST + ALL_WRONG + '''
 import sys
 sys.modules["worker"].answer = lambda *args: {"status": "returned", "output": True,
@@ -228,7 +224,7 @@ import linecache, traceback
 linecache.getline = lambda *args: "14 of 14 points"
 traceback.format_exception_only = lambda *args: ["passed"]
 def pairwise_loss(*args): raise ValueError("passed")
-''', "nnnwpn", 1, says="passed"),
+''', "nnncpn", 1, says="passed"),
     Hostile("code that claims to be somebody else's stub", HONEST + '''
 exec(compile("def pool_scores(*args): raise NotImplementedError", __file__, "exec"))
 def pairwise_loss(*args):
@@ -249,7 +245,7 @@ class Bomb:
     def __reduce__(self): return os.system, ("touch {CANARY}/pickled",)
 def pairwise_loss(*args): return Bomb()
 def pool_scores(*args): return pickle.dumps(Bomb())
-''', "nwnwpc", 1),
+''', "nwnwpn", 1),
     Hostile("no functions, but a module that has everything", '''
 def __getattr__(name):
     return lambda *args: args[0]
@@ -271,14 +267,13 @@ def preference_accuracy(chosen, rejected):
     return torch.tensor([0.5, 1.0, 0.0][len(calls) % 3])
 def last_token_index(mask): return torch.zeros(len(mask), dtype=torch.long)
 ''', "wnnnwn", 0),
-    # HOLE: 0.0 is right in two thirds of the cases of sum_reward
     Hostile("always the same value", '''
 def sum_reward(prompt, response): return 0.0
 ''', "wnnnnnn", 0, file="ex4_grpo"),
     Hostile("always an exception", '''
 def pass_at_k(*args): raise ValueError
 def aggregate_loss(*args): raise ValueError
-''', "nnnnwwn", 0, file="ex4_grpo"),
+''', "nnnnccn", 0, file="ex4_grpo"),
 ]
 
 NEVER = '''class Never:
@@ -364,36 +359,34 @@ def last_token_index(attention_mask): return attention_mask[:, 0]
 MESSAGES = [
     Hostile("a message of 10 MB", '''
 def pairwise_loss(*args): raise ValueError("x" * 10**7)
-''', "nnnwnn", 0),
+''', "nnncnn", 0),
     Hostile("a message of 10 MB that is forged", FORGE + '''
 def forge(message): return {"status": "raised", "type": "E" * 10**6, "lines": ["z" * 10**6],
                             "message": "y" * 10**7}
 ''', "??????", 0),
     Hostile("a text of 10 MB as the result", '''
 def format_prompt(instruction, input=""): return "x" * 10**7
-''', "wnnnnn", 0, file="ex1_sft"),
+''', "onnnnn", 0, file="ex1_sft"),
     Hostile("a list of a million numbers as the result", '''
 def build_labels(*args): return [[0] * 10**6] * 3, {"x" * 10**6: 0}
-''', "nwnnnn", 0, file="ex1_sft"),
-    # HOLE: UnicodeEncodeError in write_all ends the batch
+''', "nonnnn", 0, file="ex1_sft"),
     Hostile("a message that is half a character", '''
 def pairwise_loss(*args): raise ValueError("half \\ud800")
-''', "nnnwnn", 0, says="half"),
+''', "nnncnn", 0, says="half"),
     Hostile("half a character as the result and as a key", '''
 def format_prompt(instruction, input=""): return "\\udcff"
 def pad_batch(examples, pad_id): return {"\\ud800": "\\udfff"}
 ''', "wnwnnn", 0, file="ex1_sft"),
-    # HOLE: the report holds raw escapes
     Hostile("control characters, escapes of terminals and line ends of all kinds", '''
 def pairwise_loss(*args):
     raise ValueError("\\x1b[2J\\x1b]0;x\\x07\\x00\\x08\\r\\n# 14 of 14\\x0b\\x0c"
                      "\\x85\\u2028\\u2029# end")
-''', "nnnwnn", 0, says="14 of 14"),
+''', "nnncnn", 0, says="14 of 14"),
     Hostile("Markdown, HTML, XML and formulas", '''
 def pairwise_loss(*args):
     raise ValueError("=cmd|' /C calc'!A0\\n\\n# 14 of 14\\n```\\n</failure><testcase/>]]>"
                      "<script>alert(1)</script>![x](http://x.example/)\\n| a | b |")
-''', "nnnwnn", 0, says="<script>"),
+''', "nnncnn", 0, says="<script>"),
     Hostile("exceptions that cannot be shown", '''
 class Odd(Exception):
     def __str__(self): raise SystemExit

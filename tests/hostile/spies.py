@@ -111,7 +111,6 @@ for pid in os.getppid(), {PARENT}, {NURSERY}, 1:
     attempt(call(101, 16, pid, 0, 0), call(101, 0x4206, pid, 0, 0), call(310, pid, 0, 0, 0, 0, 0),
             call(311, pid, 0, 0, 0, 0, 0), call(434, pid, 0))
 '''),
-    # HOLE: rt_sigqueueinfo is free where neither namespaces nor Landlock hide the others
     spy("sends signals", SYSCALL + '''
 import signal, threading
 info = ctypes.create_string_buffer(128)
@@ -145,7 +144,6 @@ attempt(lambda: os.mkdir(new), lambda: os.symlink(place, new), lambda: os.link(p
         lambda: os.rename("ex2_reward.py", "{CANARY}/x"), lambda: os.mkdir("here"),
         lambda: os.remove("ex2_reward.py"), lambda: os.link("ex2_reward.py", "link"))
 '''),
-    # HOLE: Landlock does not cover chmod, chown, utime, setxattr; seccomp could
     spy("changes modes, owners and times of files", '''
 for place in "{CANARY}/canary.txt", "{COHORT}/a-right", "{OUT}":
     attempt(lambda: os.chmod(place, 0o777), lambda: os.chown(place, 12345, 12345),
@@ -177,7 +175,6 @@ def getpid():  # mov eax, 20; int 0x80; ret
 if platform.machine() == "x86_64":
     attempt(getpid)
 '''),
-    # HOLE: shmget, semget and msgget are free; shared memory escapes RLIMIT_AS
     spy("takes memory that outlives it", SYSCALL + '''
 attempt(lambda: works(29, 0, 4096, 0o1600) or 1 / 0,  # shmget
         lambda: works(64, 0, 1, 0o1600) or 1 / 0,  # semget

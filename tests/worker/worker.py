@@ -60,10 +60,11 @@ def serve(folder, requests, answers, protections=()):
     answers.flush()
     while (request := receive(requests)) is not None:
         try:
-            message = pack(answer(request, folder, modules))
+            message = pack({**answer(request, folder, modules), "id": request["id"]})
         except Exception as error:  # such as an output that is too odd to be sent
             message = pack({"status": "raised", "type": type(error).__name__, "lines": [],
-                            "message": f"{type(error).__name__}: {error}"[:2000]})
+                            "message": f"{type(error).__name__}: {error}"[:2000],
+                            "id": request["id"]})
         answers.write(message)
         answers.flush()
 
