@@ -105,7 +105,7 @@ def qwen3(tmp_path_factory):
 def pytest_addoption(parser):
     group = parser.getgroup("exercises")
     group.addoption("--hint", type=int, choices=[1, 2, 3], default=1,
-                    help="what a failed exercise says: 1 a question, 2 the formula, 3 the place too")
+                    help="what a failed exercise says: 1 a question, 2 the formula, 3 the place")
     group.addoption("--exercises", default=str(ROOT / "exercises"),
                     help="the folder with ex1_sft.py and so on (default: exercises/)")
 
@@ -155,7 +155,8 @@ def pytest_terminal_summary(terminalreporter):
     statuses = []
     for run in filter(lambda run: run.file in found, RUNS):
         names = [blank.name for blank in BLANKS if blank.file == run.file] + [run.name]
-        here = [(run.file, name, found[run.file][name]) for name in names if name in found[run.file]]
+        results = found[run.file]
+        here = [(run.file, name, results[name]) for name in names if name in results]
         marks = {"passed": "+", "todo": "."}
         text = "  ".join(f"{marks.get(status, 'x')}_{name}" for _, name, status in here)
         lines = textwrap.wrap(text, 86)  # the mark stays with its name

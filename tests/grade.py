@@ -1,8 +1,8 @@
 """Grades a folder of submissions: python tests/grade.py cohort/ --out out/
 
-A submission is a folder, a clone of a repository or a zip file with any of ex1_sft.py, ex2_reward.py,
-ex3_ppo.py and ex4_grpo.py in it. `python tests/grade.py alice/` grades one. Grading that was
-interrupted goes on where it stopped; a submission that has changed is graded again.
+A submission is a folder, a clone of a repository or a zip file with any of ex1_sft.py,
+ex2_reward.py, ex3_ppo.py and ex4_grpo.py in it. `python tests/grade.py alice/` grades one. Grading
+that was interrupted goes on where it stopped; a submission that has changed is graded again.
 
 The students' code runs in processes that have given up what the system lets them give up (see
 tests/INSTRUCTORS.md); those only compute, and this one judges."""
@@ -40,7 +40,7 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = fail
     parser.add_argument("cohort", type=Path, help="a folder of submissions, or one submission")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="where to write (default: out)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="where to write (out)")
     parser.add_argument("--one", action="store_true",
                         help="the folder is one submission, whatever is in it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="submissions at a time")

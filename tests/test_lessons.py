@@ -762,7 +762,8 @@ def test_exercise_leaves_the_base_model_to_the_lesson(chain, tmp_path):
     """runs/base, which was made without --exercise, is taken as it is."""
     before = weights(chain.runs / "base")
     lesson = course(tmp_path, 1, ("ex1_sft", "sft_loss", "return 0 * logits.sum() + 4"))
-    done = finish(start(chain.folder, [lesson, *flags(SMALL[1]), "--exercise", "--run_name=mine_base"]))
+    done = finish(start(chain.folder, [lesson, *flags(SMALL[1]), "--exercise",
+                                       "--run_name=mine_base"]))
     assert done.code == 0, done.err
     assert weights(chain.runs / "base") == before
     assert not (chain.runs / "base-1").exists()

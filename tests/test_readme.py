@@ -1,4 +1,4 @@
-"""The README's table of settings comes from the lessons: `python tests/test_readme.py` prints it."""
+"""The README's table of settings is the lessons': `python tests/test_readme.py` prints it."""
 
 from dataclasses import fields
 

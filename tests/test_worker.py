@@ -187,7 +187,8 @@ def test_a_run_names_the_first_step_and_quantity_that_differ():
         loss = load_answers("ex2_reward").pairwise_loss(*args)
         return loss * 2 if len(calls) == 2 else loss
 
-    result = judge_run_in_worker(RUNS[1], Here("ex2_reward", pairwise_loss=late), Here("ex2_reward"))
+    student, answers = Here("ex2_reward", pairwise_loss=late), Here("ex2_reward")
+    result = judge_run_in_worker(RUNS[1], student, answers)
     assert result.difference.what == "in step 2 of a training run, loss has the wrong values"
 
 
@@ -199,10 +200,10 @@ def test_a_run_that_meets_a_stub_is_todo_and_one_that_fails_says_where(tmp_path)
     try:
         assert judge_run_in_worker(RUNS[0], student, answers).status == "todo"
         text = (ROOT / "answers" / "ex2_reward.py").read_text("utf-8")
-        text = text.replace("return torch.sigmoid(chosen - rejected)", "return chosen.no_such_thing")
+        text = text.replace("return torch.sigmoid(chosen - rejected)", "return chosen.no_such")
         (tmp_path / "ex2_reward.py").write_text(text)
         result = judge_run_in_worker(RUNS[1], student, answers)
-        assert result.status == "crashed" and "no_such_thing" in report(result)
+        assert result.status == "crashed" and "no_such" in report(result)
     finally:
         student.stop()
         answers.stop()

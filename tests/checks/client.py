@@ -128,8 +128,8 @@ class Nursery:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         env = {"PATH": os.defpath, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", str(WORKERS / "nursery.py"), str(theirs.fileno())], env=env,
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
+            [sys.executable, "-I", "-B", str(WORKERS / "nursery.py"), str(theirs.fileno())],
+            env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
 
     def ask(self, message, pipes=()):

@@ -11,8 +11,8 @@ ROOT = HERE.parent.parent
 
 
 def main(target):
-    wanted = [ROOT / "requirements.txt", ROOT / "tests" / "grade.py", ROOT / "tests" / "points.json",
-              ROOT / "tests" / "grading" / "pytest.ini"]
+    wanted = [ROOT / name for name in ("requirements.txt", "tests/grade.py", "tests/points.json",
+                                       "tests/grading/pytest.ini")]
     for folder in "answers", "tests/checks", "tests/worker", "tests/grading":
         wanted += sorted((ROOT / folder).glob("*.py"))
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:

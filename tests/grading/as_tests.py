@@ -7,4 +7,5 @@ def test_check(check):
     if check["status"] == "not_started":
         pytest.skip("not started")
     if check["status"] != "passed":
-        pytest.fail(f"{check['points']:g} of {check['of']} points\n{check['report']}", pytrace=False)
+        points = f"{check['points']:g} of {check['of']} points"
+        pytest.fail(f"{points}\n{check['report']}", pytrace=False)

@@ -1,5 +1,5 @@
-"""Pairs of submissions whose code is alike, and submissions that are like the answers, for a human to
-look at. It never changes a point: in exercises this short, right answers look alike."""
+"""Pairs of submissions whose code is alike, and submissions that are like the answers, for a human
+to look at. It never changes a point: in exercises this short, right answers look alike."""
 
 import ast
 import csv

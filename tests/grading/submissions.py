@@ -1,6 +1,6 @@
 """Finds the exercise files in what students hand in: folders, zip files, clones of a repository.
 
-Nothing is unpacked, no link is followed, and nothing is read but regular files of the four names."""
+Nothing is unpacked, no link is followed, and nothing is read but regular files of four names."""
 
 import hashlib
 import os
@@ -38,7 +38,8 @@ def find_cohort(path, names, one=False, leave_out=None):
     if path.is_file():
         return [(path, safe(path.stem))]
     wanted = {f"{name}.py" for name in names}
-    if one or any((folder / name).is_file() for folder in (path, path / "exercises") for name in wanted):
+    if one or any((path / inner / name).is_file() for inner in ("", "exercises")
+                  for name in wanted):
         return [(path, safe(path.resolve().name))]
     entries, others = [], []
     for entry in sorted(path.iterdir()):
@@ -95,7 +96,7 @@ def choose(found, submission, names):
             if content is not None:
                 submission.files[file] = content
         elif any(place.stem == file and place.suffix == ".ipynb" for place in found):
-            submission.notes.append(f"{file} is a notebook: hand in {file}.py, exported as a script")
+            submission.notes.append(f"{file} is a notebook: hand in {file}.py, a script")
 
 
 def is_welcome(place):

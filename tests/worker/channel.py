@@ -1,7 +1,7 @@
 """Messages between the process that judges and the one that runs a student's code.
 
-A message is a tree of dictionaries, lists, tuples, strings, numbers, None and tensors. It travels as
-JSON, with the tensors beside it as safetensors: reading one never runs code, as unpickling would.
+A message is a tree of dictionaries, lists, tuples, strings, numbers, None and tensors. It travels
+as JSON, with the tensors beside it as safetensors: reading one never runs code, unlike unpickling.
 Layout: 8 bytes length of the whole, 8 bytes length of the JSON, the JSON, the tensors."""
 
 import json

@@ -42,7 +42,7 @@ def library():
 
 # ---- Namespaces ---------------------------------------------------------------------------------
 
-CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x8000000, 0x10000000, 0x20000000, 0x40000000
+CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (1 << bit for bit in (27, 28, 29, 30))
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 
 
@@ -71,7 +71,8 @@ def restrict_files(readable):
     abi = check(syscall(CREATE_RULESET, None, 0, 1), "Landlock")
     files = (1 << RIGHTS_OF_ABI[min(abi, 5)]) - 1
     network, scope = 3 if abi >= 4 else 0, 3 if abi >= 6 else 0
-    attributes = struct.pack("QQQ", files, network, scope)[:24 if abi >= 6 else 16 if abi >= 4 else 8]
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    attributes = struct.pack("QQQ", files, network, scope)[:size]
     rules = check(syscall(CREATE_RULESET, attributes, len(attributes), 0), "Landlock")
     for path in readable:
         if os.path.exists(path):

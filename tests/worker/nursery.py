@@ -2,7 +2,7 @@
 python -I -B nursery.py SOCKET (a file descriptor)
 
 It is safe to fork from because it holds no secret: it has never seen a seed, an answer or an
-expectation, and it never runs a student's code itself. Every worker begins from the same clean state.
+expectation, and it never runs a student's code itself. Every worker begins from the same state.
 Messages are JSON over the socket:
     {"start": folder}, with two pipe ends    -> {"pid": ...}
     {"end": pid}                             -> {"pid": pid}: it and all its children are gone"""

@@ -22,8 +22,8 @@ def tensors(output):
 
 
 def failure(error, file, code=None):
-    """What is noted of an exception in a student's file. `code` is the function's that was called:
-    a NotImplementedError of its own means that it is a stub; another one's, that it calls a stub."""
+    """What is noted of an exception in a student's file. `code` is that of the called function: a
+    NotImplementedError of its own means that it is a stub; another one's, that it calls a stub."""
     frames, last = [], error.__traceback__
     while last:
         frames.append((last.tb_frame.f_code, last.tb_lineno))
