@@ -174,4 +174,6 @@ def pytest_terminal_summary(terminalreporter):
             file, name = places[0]
             terminalreporter.write_line(
                 f"Next: {verb} {name} in exercises/{file}.py, then pytest -k {name}")
-            break
+            return
+    lesson = next(ROOT.glob(f"lesson{statuses[0][0][2]}_*.py")).name
+    terminalreporter.write_line(f"Next: train with them: python {lesson} --exercise")

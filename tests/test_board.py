@@ -95,3 +95,12 @@ def test_a_file_that_does_not_load_says_where(student):
     done = student.pytest("pool_scores")
     assert done.returncode == 1
     assert "SyntaxError" in done.stdout and "ex2_reward.py" in done.stdout
+
+
+@pytest.mark.slow
+def test_who_is_done_is_sent_to_train(student):
+    text = (ROOT / "answers" / "ex2_reward.py").read_text("utf-8")
+    (student.folder / "ex2_reward.py").write_text(text, encoding="utf-8")
+    done = student.pytest("ex2")
+    assert done.returncode == 0 and "6 of 6 done." in done.stdout, done.stdout
+    assert "Next: train with them: python lesson2_reward.py --exercise" in done.stdout
