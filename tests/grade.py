@@ -119,8 +119,6 @@ def grade_cohort(cohort, options, nursery, answers_runs):
         for i in range(len(cohort)):
             submission, grade, future = waiting.pop(0)
             grade = grade or finish(submission, future)
-            for check in grade.checks:
-                check["report"] = ""  # it is on the disk
             if i + options.jobs + 1 < len(cohort):
                 waiting.append(begin(cohort[i + options.jobs + 1]))
             grades.append(grade)
