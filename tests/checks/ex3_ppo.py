@@ -271,13 +271,18 @@ def kl_cases(seed):
             by_hand("k3", [log(2) - 0.5, 0.0, 1 - log(2)], estimator="k3"),
             *[case(note, estimator, *rest) for estimator in ("k1", "k2", "k3") for note, *rest in (
                 ("equal policies", 1, 3, 0.0, 0), ("policies close together", 2, 4, 0.1, 10),
-                ("policies far apart", 4, 4, 3.0, 20))]]
+                ("policies far apart", 4, 4, 3.0, 20))],
+            # exp(-200) is 0 in float32.
+            *[Case(f"{estimator}, tokens of hardly any probability", {
+                "logprobs": torch.tensor([[-200.0, -200.0, -1.0]]),
+                "ref_logprobs": torch.tensor([[-200.0, -192.0, -9.0]]), "estimator": estimator},
+                grad=("logprobs", "ref_logprobs")) for estimator in ("k1", "k2", "k3")]]
 
 
 def slow_kl(logprobs, ref_logprobs, estimator="k1"):
     rows = []
     for policy, reference in zip(logprobs.tolist(), ref_logprobs.tolist()):
-        ratios = [math.exp(b) / math.exp(a) for a, b in zip(policy, reference)]
+        ratios = [math.exp(b - a) for a, b in zip(policy, reference)]
         rows.append([{"k1": -log(r), "k2": log(r) ** 2 / 2, "k3": r - 1 - log(r)}[estimator]
                      for r in ratios])
     return torch.tensor(rows)

@@ -200,6 +200,14 @@ def on_grid(x):
 # ---- ppo_policy_loss ----------------------------------------------------------------------------
 
 
+def hardly_probable():
+    """exp(-200) is 0 in float32, and 0 / 0 no ratio."""
+    return Case("a token of hardly any probability", {
+        "logprobs": torch.tensor([[-200.0, -0.5]]), "old_logprobs": torch.tensor([[-200.1, -0.6]]),
+        "advantages": torch.tensor([[1.0, 2.0]]), "mask": torch.ones(1, 2), "clip_range": 0.2},
+        grad=("logprobs",))
+
+
 def policy_cases(seed):
     def case(note, mask, clip_range=0.2, scale=0.5, draw=0, **count):
         old = -normal(*mask.shape, seed=seed + draw).abs() - 0.1
@@ -220,6 +228,7 @@ def policy_cases(seed):
     on_policy = case("ratio 1 everywhere", full)
     on_policy.inputs["logprobs"] = on_policy.inputs["old_logprobs"].clone()
     return [case("one row without padding", full), four, on_policy,
+            hardly_probable(),
             case("rows that end early, noise at the padding", ragged, draw=10),
             case("ratios far beyond the clip", ragged, scale=2.0, draw=20),
             case("clip range 0.1", ragged, clip_range=0.1, draw=30),

@@ -35,13 +35,14 @@ def sum_reward_cases(seed):
         "a full stop between the digits": ".".join(total), "two full stops": f"{total}..",
         "an ellipsis": f"{total}...", "a tab between the digits": "\t".join(total),
         "a full stop in front": f".{total}", "an underscore": "_".join(total),
-        "digits of another script": wide}
+        "digits of another script": wide, "a last digit of another script": total[0] + wide[1]}
     cases = [Case("27 + 15", {"prompt": "What is 27 + 15?", "response": "42"}, expect=1.0)]
     cases += [Case(note, {"prompt": f"What is {a} + {b}?", "response": response})
               for note, response in responses.items()]
     others = {"numbers of one digit": ("What is 3 + 4?", "7", 1.0),
               "nought and nought": ("What is 0 + 0?", "0", 1.0),
               "numbers of three digits": ("What is 125 + 990?", "1115", 1.0),
+              "a number of four digits": ("What is 1000 + 1?", "1001", 1.0),
               "a prompt without numbers": ("Write a short review of the spy film.", "42", 0.0),
               "a prompt without numbers, and 0": ("Write a review of the circus film.", "0", 0.0),
               "a prompt with two numbers and no sum": ("Name 2 films with 3 pirates.", "5", 0.0),
