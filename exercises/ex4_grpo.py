@@ -176,8 +176,8 @@ def aggregate_loss(token_loss, mask, average, max_length=None, count=None):
         "constant"   sum / count,
                      count: B * max_length (Dr. GRPO: Liu et al. 2025, "Understanding R1-Zero-like
                      training", section 3)
-    A row without tokens adds 0 to "sequence" and counts as a row. What stands at the padding must
-    not matter.
+    A row without tokens adds 0 to "sequence" and counts as a row. The finite
+    numbers at the padding must not matter.
 
     Example (two tokens and one; the 9 is padding)
         >>> token_loss = torch.tensor([[1.0, 3.0], [5.0, 9.0]])

@@ -190,6 +190,7 @@ def advantage_cases(seed):
             case("groups without spread, scale none", 1000 * equal.repeat_interleave(7), 7, "none"),
             case("every reward the same", torch.full((22,), 5.3), 11),
             case("every reward the same, scale none", torch.full((14,), 5000.3), 7, "none"),
+            case("a large group of equal rewards", torch.full((32,), 4.8), 32),
             case("groups of one", draw(3, 1, shift=60), 1),
             case("groups of one, scale none", draw(3, 1, shift=70), 1, "none")]
 
