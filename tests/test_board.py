@@ -70,7 +70,7 @@ def test_each_blank_has_a_verdict_of_its_own(student):
     assert "conftest.py" not in done.stdout and "Traceback" not in done.stdout, "pytest's internals"
 
 
-@pytest.mark.parametrize("hint", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("hint", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_a_known_mistake_gets_its_hint_and_more_on_request(student, hint):
     student.write("ex2_reward", last_token_index=MIXED["last_token_index"])
     done = student.pytest("last_token_index", f"--hint={hint}")
@@ -81,6 +81,7 @@ def test_a_known_mistake_gets_its_hint_and_more_on_request(student, hint):
     assert "return (positions" not in report, "the answer is never printed"
 
 
+@pytest.mark.slow
 def test_a_stub_that_another_blank_calls_is_named(student):
     student.write("ex2_reward", pool_scores="return token_scores.gather(1, "
                   "last_token_index(attention_mask).unsqueeze(1)).squeeze(1)")

@@ -192,6 +192,7 @@ def test_a_run_names_the_first_step_and_quantity_that_differ():
     assert result.difference.what == "in step 2 of a training run, loss has the wrong values"
 
 
+@pytest.mark.slow
 def test_a_run_that_meets_a_stub_is_todo_and_one_that_fails_says_where(tmp_path):
     for file in FILES:
         text = (ROOT / "answers" / f"{file}.py").read_text("utf-8")
