@@ -26,6 +26,7 @@ it, and "python lesson1_sft.py --exercise" trains with it.
 
 import inspect
 import json
+import logging
 import math
 import os
 import random
@@ -39,12 +40,10 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import datasets
-import huggingface_hub
 import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
-from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -89,7 +88,7 @@ class Config:
     config: str = flag("", "JSON file of settings; what is typed wins")
     prompt: str = flag("", "print the answer of --model (default: this run) and train nothing")
     chat: bool = flag(False, "talk to --model (default: this run) and train nothing")
-    log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
+    log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
         if self.learning_rate is None:
@@ -137,8 +136,7 @@ def sft_loss(logits, labels, count=None):
     logits = logits[:, :-1]  # (B, T-1, V): position t predicts ...
     labels = labels[:, 1:]  # (B, T-1): ... token t + 1
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-    if count is None:
-        count = (labels != -100).sum().clamp(min=1)
+    count = (labels != -100).sum().clamp(min=1) if count is None else count
     return total / count
 
 
@@ -214,7 +212,8 @@ def tiny_world(size, seed, held_out=False):
             rows.append((f"What is {a} + {b}?", "", str(a + b + slip)))
         else:
             rows.append(("Translate into Chinese:", *rng.choice(the_translations)))
-    return Dataset.from_list([dict(zip(("instruction", "input", "output"), row)) for row in rows])
+    columns = dict(zip(("instruction", "input", "output"), zip(*rows)))
+    return datasets.Dataset.from_dict(columns)
 
 
 def raw_text(world):
@@ -271,7 +270,7 @@ def pack_text(text, tokenizer, length=64):
     """Raw text -> rows of `length` tokens, each token its own label: pre-training masks nothing."""
     ids = torch.tensor(tokenizer.encode(text))
     rows = ids[:len(ids) // length * length].view(-1, length).tolist()
-    return Dataset.from_dict(
+    return datasets.Dataset.from_dict(
         {"input_ids": rows, "labels": rows, "num_labels": [length - 1] * len(rows)})
 
 
@@ -428,10 +427,8 @@ def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(encoding="utf-8", errors="replace")
-    for library in transformers, datasets, huggingface_hub:
-        getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
-    if config.log_level == "error":
-        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
+    for library in "transformers", "datasets", "huggingface_hub":
+        logging.getLogger(library).setLevel(config.log_level.upper())
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
@@ -482,13 +479,14 @@ def save_model(model, tokenizer, folder):
 
 
 class Run:
-    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
+    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does. A checkpoint
+    holds the `parts` (model, optimizer, ...), the metrics, and numbers in `extra`. Where there is
+    one, the run goes on from it."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
-        `extra`. Where there is one, the run goes on from it."""
         self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
+        self.process_index = accelerator.process_index
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
             saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
@@ -498,15 +496,27 @@ class Run:
         if self.is_main:  # lines from after the checkpoint go: their steps come again
             (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
+
+    def steps(self, total):
+        """The numbers of the steps to come, with a bar. Each step has a seed of its own, so that a
+        resumed run draws what it would have drawn."""
         signal.signal(signal.SIGINT, self.interrupt)
+        self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
+                        desc=self.config.run_name, disable=not self.is_main)
+        for step in self.bar:
+            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + self.process_index)
+            yield step
+        signal.signal(signal.SIGINT, stop)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
         signal.signal(signal.SIGINT, stop)
 
-    def end_step(self, step, stats):
-        """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
+    def end_step(self, step, stats, **shown):
+        """Log the step, show some numbers beside the bar, and save a checkpoint when it is time, or
+        when Ctrl-C was pressed."""
+        self.bar.set_postfix(shown)
         self.rows.append({"step": step, **stats})
         if self.is_main:
             with open(self.folder / "metrics.jsonl", "a") as file:
@@ -598,9 +608,7 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
     per_epoch = -(-len(data) // config.batch_size)
     lengths = [len(ids) for ids in data["input_ids"]]
     batches = []
-    bar = tqdm(range(run.step + 1, config.steps + 1), initial=run.step, total=config.steps,
-               desc=config.run_name, disable=not run.is_main)
-    for step in bar:
+    for step in run.steps(config.steps):
         # 1. The batch. Every epoch has an order of its own.
         epoch, place = divmod(step - 1, per_epoch)
         if place == 0 or not batches:
@@ -633,9 +641,8 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
                 run.extra["best"] = stats["loss/held_out"]
                 if run.is_main:
                     save_model(model, tokenizer, folder / "best")
-        bar.set_postfix(loss=f"{stats['loss/train']:.2f}",
-                        held_out=f"{run.extra.get('best', float('nan')):.2f}")
-        run.end_step(step, stats)
+        run.end_step(step, stats, loss=f"{stats['loss/train']:.2f}",
+                     held_out=f"{run.extra.get('best', float('nan')):.2f}")
     if "best" not in run.extra:
         die("the held-out loss was never a number: lower --learning_rate")
     if run.is_main:

@@ -25,6 +25,7 @@ checks it, and "python lesson2_reward.py --exercise" trains with it.
 
 import inspect
 import json
+import logging
 import os
 import random
 import re
@@ -39,12 +40,10 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import datasets
-import huggingface_hub
 import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
-from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
@@ -88,7 +87,7 @@ class Config:
     config: str = flag("", "JSON file of settings; what is typed wins")
     score: str = flag("", "score this answer with the trained model, and train nothing")
     prompt: str = flag("Write a short review of the spy film.", "what the scored answer answers")
-    log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
+    log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
         if self.learning_rate is None:
@@ -192,7 +191,7 @@ def build_synthetic_preference_dataset(num_pairs, seed):
             rows.append({"instruction": review_instruction(kind), "chosen": chosen,
                          "rejected": rejected, "gold_chosen": gold_utility(chosen),
                          "gold_rejected": gold_utility(rejected)})
-    return Dataset.from_list(rows)
+    return datasets.Dataset.from_list(rows)
 
 
 def format_prompt(instruction: str, input: str = "") -> str:
@@ -334,10 +333,8 @@ def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(encoding="utf-8", errors="replace")
-    for library in transformers, datasets, huggingface_hub:
-        getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
-    if config.log_level == "error":
-        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
+    for library in "transformers", "datasets", "huggingface_hub":
+        logging.getLogger(library).setLevel(config.log_level.upper())
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
@@ -388,13 +385,14 @@ def save_model(model, tokenizer, folder):
 
 
 class Run:
-    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
+    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does. A checkpoint
+    holds the `parts` (model, optimizer, ...), the metrics, and numbers in `extra`. Where there is
+    one, the run goes on from it."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
-        `extra`. Where there is one, the run goes on from it."""
         self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
+        self.process_index = accelerator.process_index
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
             saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
@@ -404,15 +402,27 @@ class Run:
         if self.is_main:  # lines from after the checkpoint go: their steps come again
             (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
+
+    def steps(self, total):
+        """The numbers of the steps to come, with a bar. Each step has a seed of its own, so that a
+        resumed run draws what it would have drawn."""
         signal.signal(signal.SIGINT, self.interrupt)
+        self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
+                        desc=self.config.run_name, disable=not self.is_main)
+        for step in self.bar:
+            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + self.process_index)
+            yield step
+        signal.signal(signal.SIGINT, stop)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
         signal.signal(signal.SIGINT, stop)
 
-    def end_step(self, step, stats):
-        """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
+    def end_step(self, step, stats, **shown):
+        """Log the step, show some numbers beside the bar, and save a checkpoint when it is time, or
+        when Ctrl-C was pressed."""
+        self.bar.set_postfix(shown)
         self.rows.append({"step": step, **stats})
         if self.is_main:
             with open(self.folder / "metrics.jsonl", "a") as file:
@@ -470,8 +480,7 @@ def make_missing(folder, lesson, duration, config):
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
-    begun = (folder / "config.json").is_file()
-    command += ["--resume"] if begun else [f"--seed={config.seed}"]
+    command += ["--resume"] if (folder / "config.json").is_file() else [f"--seed={config.seed}"]
     command += [f"--model={config.model}"] if config.model else []
     child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
@@ -546,9 +555,7 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
     steps = config.steps or config.rm_epochs * per_epoch
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
     run = Run(folder, config, accelerator, model=model, optimizer=optimizer, schedule=schedule)
-    bar = tqdm(range(run.step + 1, steps + 1), initial=run.step, total=steps, desc="reward",
-               disable=not run.is_main)
-    for step in bar:
+    for step in run.steps(steps):
         # 1. The batch. Every epoch has an order of its own.
         epoch, place = divmod(step - 1, per_epoch)
         order = random.Random(f"{config.seed} {epoch}").sample(range(len(data)), len(data))
@@ -575,10 +582,9 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
         schedule.step()
         optimizer.zero_grad()
         loss, center, accuracy = accelerator.reduce(sums, reduction="sum").tolist()
-        bar.set_postfix(accuracy=f"{accuracy:.2f}", loss=f"{loss:.2f}")
-        run.end_step(step, {"accuracy/train": accuracy, "loss/pairwise": loss,
-                            "loss/center": center, "grad_norm": norm.item(),
-                            "learning_rate": schedule.get_last_lr()[0]})
+        stats = {"accuracy/train": accuracy, "loss/pairwise": loss, "loss/center": center,
+                 "grad_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
+        run.end_step(step, stats, accuracy=f"{accuracy:.2f}", loss=f"{loss:.2f}")
     return run
 
 

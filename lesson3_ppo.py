@@ -28,6 +28,7 @@ it, and "python lesson3_ppo.py --exercise" trains with it.
 import copy
 import inspect
 import json
+import logging
 import os
 import random
 import re
@@ -43,12 +44,9 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import datasets
-import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator
-from datasets import Dataset
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -99,7 +97,7 @@ class Config:
     exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
-    log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
+    log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
         if self.learning_rate is None:
@@ -173,8 +171,7 @@ def masked_whiten(x, mask, shift_mean=True, eps=1e-8):
 def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=None):
     """The clipped objective (Schulman et al. 2017, eq. 7), negated: of the two losses the larger
     counts, whatever the sign of the advantage. Returns (loss, fraction of tokens clipped)."""
-    if count is None:
-        count = mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if count is None else count
     ratio = torch.exp(logprobs - old_logprobs)  # (B, T)
     loss = -advantages * ratio
     clipped_loss = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
@@ -185,8 +182,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=
 def ppo_value_loss(values, old_values, returns, mask, clip_range, count=None):
     """Half the squared error of the values, which may not gain from moving more than clip_range
     away from the old ones (as in OpenAI's ppo2): the larger of two errors again."""
-    if count is None:
-        count = mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if count is None else count
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     error = torch.max((values - returns).square(), (clipped - returns).square())
     return 0.5 * (error * mask).sum() / count
@@ -194,8 +190,7 @@ def ppo_value_loss(values, old_values, returns, mask, clip_range, count=None):
 
 def masked_entropy(logits, mask, count=None):
     """The mean over real tokens of H = -sum_v p_v log p_v, in nats."""
-    if count is None:
-        count = mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if count is None else count
     logprobs = logits.float().log_softmax(dim=-1)  # (B, T, V)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (B, T)
     return (entropy * mask).sum() / count
@@ -270,7 +265,7 @@ def load_prompts(config, tokenizer):
     if config.data:
         data = read_data(config.data, ["instruction"], 10**6)
     else:
-        data = Dataset.from_dict({"instruction": list(map(review_instruction, KINDS))})
+        data = datasets.Dataset.from_dict({"instruction": list(map(review_instruction, KINDS))})
     data = data.map(lambda row: {"prompt_ids": tokenizer.encode(
         format_prompt(row["instruction"], row.get("input") or ""), add_special_tokens=False)})
     data = data.filter(lambda row: len(row["prompt_ids"]) <= config.max_prompt_length)
@@ -316,16 +311,16 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
     return ids, mask, both[:, ids.shape[1]:]
 
 
-class CausalLMWithValueHead(nn.Module):
+class CausalLMWithValueHead(torch.nn.Module):
     """Policy and value function: one trunk, two heads. The value head begins at zero and reads the
     last hidden state, which the language model's head reads too."""
 
     def __init__(self, lm):
         super().__init__()
         self.lm = lm
-        self.value_head = nn.Linear(lm.config.hidden_size, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = torch.nn.Linear(lm.config.hidden_size, 1)
+        torch.nn.init.zeros_(self.value_head.weight)
+        torch.nn.init.zeros_(self.value_head.bias)
 
     def forward(self, ids, attention_mask, length):
         """-> logits (B, T+1, V) and values (B, T) for a response of T = `length` tokens. The value
@@ -429,10 +424,8 @@ def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(encoding="utf-8", errors="replace")
-    for library in transformers, datasets, huggingface_hub:
-        getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
-    if config.log_level == "error":
-        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
+    for library in "transformers", "datasets", "huggingface_hub":
+        logging.getLogger(library).setLevel(config.log_level.upper())
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
@@ -483,13 +476,14 @@ def save_model(model, tokenizer, folder):
 
 
 class Run:
-    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
+    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does. A checkpoint
+    holds the `parts` (model, optimizer, ...), the metrics, and numbers in `extra`. Where there is
+    one, the run goes on from it."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
-        `extra`. Where there is one, the run goes on from it."""
         self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
+        self.process_index = accelerator.process_index
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
             saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
@@ -499,15 +493,27 @@ class Run:
         if self.is_main:  # lines from after the checkpoint go: their steps come again
             (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
+
+    def steps(self, total):
+        """The numbers of the steps to come, with a bar. Each step has a seed of its own, so that a
+        resumed run draws what it would have drawn."""
         signal.signal(signal.SIGINT, self.interrupt)
+        self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
+                        desc=self.config.run_name, disable=not self.is_main)
+        for step in self.bar:
+            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + self.process_index)
+            yield step
+        signal.signal(signal.SIGINT, stop)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
         signal.signal(signal.SIGINT, stop)
 
-    def end_step(self, step, stats):
-        """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
+    def end_step(self, step, stats, **shown):
+        """Log the step, show some numbers beside the bar, and save a checkpoint when it is time, or
+        when Ctrl-C was pressed."""
+        self.bar.set_postfix(shown)
         self.rows.append({"step": step, **stats})
         if self.is_main:
             with open(self.folder / "metrics.jsonl", "a") as file:
@@ -565,8 +571,7 @@ def make_missing(folder, lesson, duration, config):
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
-    begun = (folder / "config.json").is_file()
-    command += ["--resume"] if begun else [f"--seed={config.seed}"]
+    command += ["--resume"] if (folder / "config.json").is_file() else [f"--seed={config.seed}"]
     command += [f"--model={config.model}"] if config.model else []
     child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
@@ -694,9 +699,8 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            sums = accelerator.reduce(dict(sums), reduction="sum")
-            history.append({name: total.item() for name, total in sums.items()}
-                           | {"grad_norm": norm.item()})
+            sums = accelerator.reduce(dict(sums), reduction="sum") | {"grad_norm": norm}
+            history.append({name: total.item() for name, total in sums.items()})
         if config.max_kl and history[-1]["kl/approx"] > config.max_kl:
             break  # the samples no longer come from a policy like this one
     return {name: sum(stats[name] for stats in history) / len(history) for name in history[0]}
@@ -731,11 +735,7 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
          {"params": policy.value_head.parameters(), "lr": config.value_learning_rate}],
         eps=1e-5, weight_decay=0.0)
     run = Run(folder, config, accelerator, policy=policy, optimizer=optimizer)
-    bar = tqdm(range(run.step + 1, config.steps + 1), initial=run.step, total=config.steps,
-               desc="ppo", disable=not run.is_main)
-    for step in bar:
-        # Each step has seeds of its own, so that a resumed run draws what it would have drawn.
-        torch.manual_seed((config.seed * 10**6 + step) * 1000 + accelerator.process_index)
+    for step in run.steps(config.steps):
         dice = random.Random(f"{config.seed} {step}")
         rows = dice.choices(range(len(data)), k=config.num_samples)
         mine = rows[accelerator.process_index::accelerator.num_processes]
@@ -745,9 +745,8 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
         if config.target_kl:
             run.extra["kl_coef"] = adaptive_kl_coef(kl_coef, stats["kl/ref_sum"], config.target_kl,
                                                     config.num_samples, 10 * config.num_samples)
-        bar.set_postfix(reward=f"{stats['reward/avg']:.2f}", gold=f"{stats.get('gold/avg', 0):.2f}",
-                        kl=f"{stats['kl/ref_sum']:.1f}")
-        run.end_step(step, stats)
+        run.end_step(step, stats, reward=f"{stats['reward/avg']:.2f}",
+                     gold=f"{stats.get('gold/avg', 0):.2f}", kl=f"{stats['kl/ref_sum']:.1f}")
     return run
 
 

@@ -31,6 +31,7 @@ it, and "python lesson4_grpo.py --exercise" trains with it.
 import copy
 import inspect
 import json
+import logging
 import math
 import os
 import random
@@ -46,11 +47,9 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import datasets
-import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator
-from datasets import Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -77,7 +76,7 @@ class Config:
     ppo_epochs: int = flag(3, "times that a step's samples are learned from")
     batch_size: Optional[int] = flag(None, "samples an optimiser step (512 for sums, else 32)")
     micro_batch_size: int = flag(512, "samples a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(None, "sums 4e-4, else 1e-4; other models 1e-6")
+    learning_rate: Optional[float] = flag(None, "4e-4 for sums, else 1e-4; 1e-6 with --model")
     kl_coef: Optional[float] = flag(None, "beta of the KL term (0.01 for sums, else 0.4; 0: no "
                                     "reference model)", "--kl_beta", "--kl-beta")
     clip_low: float = flag(0.2, "the ratio may gain down to 1 - this")
@@ -86,7 +85,7 @@ class Config:
     average: Literal["sequence", "token", "constant"] = flag("sequence", "how the loss is averaged")
     drop_uninformative: bool = flag(True, "leave out groups whose rewards are all the same")
     temperature: float = flag(1.0, "of the sampling, and of every log-probability")
-    missing_eos_penalty: Optional[float] = flag(None, "off a reward without end (sums 0, else 1)")
+    missing_eos_penalty: Optional[float] = flag(None, "a cut answer pays it (0 for sums, else 1)")
     pass_k: int = flag(8, "the k of pass@k, out of 2k samples")
     eval_every: int = flag(40, "steps between two measurements on held-out sums")
     max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
@@ -99,7 +98,7 @@ class Config:
     exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
-    log_level: Literal["error", "warning", "info"] = flag("error", "what the libraries may say")
+    log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
         names = "steps num_samples batch_size max_new_tokens missing_eos_penalty kl_coef".split()
@@ -144,8 +143,7 @@ def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
 
 def masked_entropy(logits, mask, count=None):
     """The mean over real tokens of H = -sum_v p_v log p_v, in nats."""
-    if count is None:
-        count = mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if count is None else count
     logprobs = logits.float().log_softmax(dim=-1)  # (B, T, V)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (B, T)
     return (entropy * mask).sum() / count
@@ -273,7 +271,7 @@ def load_grpo_prompts(config, tokenizer):
         texts = [list(map(review_instruction, KINDS))] * 2
         if config.reward == "sum":
             texts = [[f"What is {a} + {b}?" for a, b in sums(part)] for part in (False, True)]
-        parts = [Dataset.from_dict({"instruction": part}) for part in texts]
+        parts = [datasets.Dataset.from_dict({"instruction": part}) for part in texts]
     for i, data in enumerate(parts):
         data = data.map(lambda row: {"prompt_ids": tokenizer.encode(
             format_prompt(row["instruction"], row.get("input") or ""), add_special_tokens=False)})
@@ -440,10 +438,8 @@ def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(encoding="utf-8", errors="replace")
-    for library in transformers, datasets, huggingface_hub:
-        getattr(library.utils.logging, f"set_verbosity_{config.log_level}")()
-    if config.log_level == "error":
-        datasets.logging.set_verbosity(50)  # it logs what it raises, and `die` says that
+    for library in "transformers", "datasets", "huggingface_hub":
+        logging.getLogger(library).setLevel(config.log_level.upper())
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
@@ -494,13 +490,14 @@ def save_model(model, tokenizer, folder):
 
 
 class Run:
-    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does."""
+    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does. A checkpoint
+    holds the `parts` (model, optimizer, ...), the metrics, and numbers in `extra`. Where there is
+    one, the run goes on from it."""
 
     def __init__(self, folder, config, accelerator, **parts):
-        """A checkpoint holds the `parts` (model, optimizer, ...), the metrics, and numbers in
-        `extra`. Where there is one, the run goes on from it."""
         self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
         self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
+        self.process_index = accelerator.process_index
         accelerator.wait_for_everyone()
         if (folder / "latest").is_file():
             saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
@@ -510,15 +507,27 @@ class Run:
         if self.is_main:  # lines from after the checkpoint go: their steps come again
             (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
             self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
+
+    def steps(self, total):
+        """The numbers of the steps to come, with a bar. Each step has a seed of its own, so that a
+        resumed run draws what it would have drawn."""
         signal.signal(signal.SIGINT, self.interrupt)
+        self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
+                        desc=self.config.run_name, disable=not self.is_main)
+        for step in self.bar:
+            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + self.process_index)
+            yield step
+        signal.signal(signal.SIGINT, stop)
 
     def interrupt(self, *_):
         """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
         self.interrupted = True
         signal.signal(signal.SIGINT, stop)
 
-    def end_step(self, step, stats):
-        """Log the step; save a checkpoint when it is time, or when Ctrl-C was pressed."""
+    def end_step(self, step, stats, **shown):
+        """Log the step, show some numbers beside the bar, and save a checkpoint when it is time, or
+        when Ctrl-C was pressed."""
+        self.bar.set_postfix(shown)
         self.rows.append({"step": step, **stats})
         if self.is_main:
             with open(self.folder / "metrics.jsonl", "a") as file:
@@ -576,8 +585,7 @@ def make_missing(folder, lesson, duration, config):
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
-    begun = (folder / "config.json").is_file()
-    command += ["--resume"] if begun else [f"--seed={config.seed}"]
+    command += ["--resume"] if (folder / "config.json").is_file() else [f"--seed={config.seed}"]
     command += [f"--model={config.model}"] if config.model else []
     child = subprocess.Popen(command)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
@@ -618,6 +626,15 @@ class Rollout:
         return Rollout(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
+def all_logprobs(lm, ids, attention_mask, response, config):
+    """response_logprobs of many rows, in pieces that fit into memory."""
+    logprobs = []
+    for rows in torch.arange(len(ids)).split(config.micro_batch_size):
+        output = response_output(lm, ids[rows], attention_mask[rows], response.shape[1])
+        logprobs.append(response_logprobs(output.logits, response[rows], config.temperature))
+    return torch.cat(logprobs)  # (B, T)
+
+
 @torch.no_grad()
 def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
     """G answers to the prompt of each row. A group is a row, not a text: equal prompts in two rows
@@ -630,25 +647,23 @@ def sample_groups(policy, reference, reward, tokenizer, data, rows, config):
     ended = torch.isin(response, torch.tensor(ends, device=ids.device)).any(dim=1)
     ids = torch.cat([ids, response], dim=1)
     attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
-    # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
-    logprobs = []
-    for model in filter(None, (policy, reference)):
-        logprobs.append(torch.cat([response_logprobs(
-            response_output(model, ids[i], attention_mask[i], response.shape[1]).logits,
-            response[i], config.temperature)
-            for i in torch.arange(len(ids)).split(config.micro_batch_size)]) * mask)
+    # `* mask`: what follows the end token is noise, and 0 times the exp of a large noise is not 0.
+    logprobs = all_logprobs(policy, ids, attention_mask, response, config) * mask
+    ref_logprobs = logprobs  # where there is no reference, and no KL from it is added or shown
+    if reference:
+        ref_logprobs = all_logprobs(reference, ids, attention_mask, response, config) * mask
     texts = tokenizer.batch_decode(response, skip_special_tokens=True)
     rewards = reward(ids, attention_mask, texts, batch) - config.missing_eos_penalty * (~ended)
     advantages = group_advantages(rewards, config.group_size, config.scale)
-    # Without a reference the policy stands in its place, and no KL from it is added or shown.
-    return Rollout(ids, attention_mask, response, mask, logprobs[0], logprobs[-1],
-                   rewards, ended, advantages)
+    return Rollout(ids, attention_mask, response, mask, logprobs, ref_logprobs, rewards, ended,
+                   advantages)
 
 
 def grpo_loss(policy, batch, counts, config):
     """The loss of some rows and its parts, each divided by what the whole minibatch has of it."""
-    output = response_output(policy, batch.ids, batch.attention_mask, batch.response.shape[1])
-    logprobs = response_logprobs(output.logits, batch.response, config.temperature) * batch.mask
+    length = batch.response.shape[1]
+    logits = response_output(policy, batch.ids, batch.attention_mask, length).logits
+    logprobs = response_logprobs(logits, batch.response, config.temperature) * batch.mask
     token_loss = grpo_token_loss(logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages,
                                  config.kl_coef, config.clip_low, config.clip_high)
     loss = aggregate_loss(token_loss, batch.mask, config.average, config.max_new_tokens,
@@ -660,8 +675,7 @@ def grpo_loss(policy, batch, counts, config):
                  "kl/approx": kl_penalty(batch.logprobs, logprobs, "k3"),
                  "kl/ref": kl_penalty(logprobs, batch.ref_logprobs, "k3")}
         parts = {name: (x * batch.mask).sum() / counts["token"] for name, x in parts.items()}
-        entropy = masked_entropy(output.logits[:, :-1] / config.temperature, batch.mask,
-                                 counts["token"])
+        entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, counts["token"])
     return loss, {"loss/grpo": loss.detach(), "entropy/avg": entropy, **parts}
 
 
@@ -687,9 +701,8 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            sums = accelerator.reduce(sums, reduction="sum")
-            history.append({name: total.item() for name, total in sums.items()}
-                           | {"grad_norm": norm.item()})
+            sums = accelerator.reduce(sums, reduction="sum") | {"grad_norm": norm}
+            history.append({name: total.item() for name, total in sums.items()})
     shown = [name for name in history[0] if config.kl_coef or name != "kl/ref"]
     return {name: sum(stats[name] for stats in history) / len(history) for name in shown}
 
@@ -712,19 +725,19 @@ def grpo_step(policy, reference, reward, tokenizer, data, rows, optimizer, confi
     return {**stats, **grpo_update(policy, optimizer, rollout, config, accelerator)}
 
 
+@torch.no_grad()
 def evaluate(policy, reward, tokenizer, data, config):
     """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
     rows, n, results = range(min(300, len(data))), 2 * config.pass_k, []
     torch.manual_seed(config.seed)
     for temperature, copies in ((0.0, 1), (config.temperature, n)):
         batch = data[[row for row in rows for _ in range(copies)]]
-        ids, mask, response = generate(
+        ids, prompt_mask, response = generate(
             policy, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature)
+        mask = response_mask(response, policy.generation_config.eos_token_id).long()
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
-        keep = response_mask(response, policy.generation_config.eos_token_id).long()
-        with torch.no_grad():
-            rewards = reward(torch.cat([ids, response], dim=1), torch.cat([mask, keep], dim=1),
-                             texts, batch)
+        rewards = reward(torch.cat([ids, response], dim=1),
+                         torch.cat([prompt_mask, mask], dim=1), texts, batch)
         results.append(rewards.view(len(rows), copies))
     greedy, sampled = results[0].mean().item(), results[1].mean().item()
     if config.reward != "sum":
@@ -739,11 +752,7 @@ def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, con
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, config.steps)
     run = Run(folder, config, accelerator, policy=policy, optimizer=optimizer, schedule=schedule)
-    bar = tqdm(range(run.step + 1, config.steps + 1), initial=run.step, total=config.steps,
-               desc="grpo", disable=not run.is_main)
-    for step in bar:
-        # Each step has seeds of its own, so that a resumed run draws what it would have drawn.
-        torch.manual_seed((config.seed * 10**6 + step) * 1000 + accelerator.process_index)
+    for step in run.steps(config.steps):
         dice = random.Random(f"{config.seed} {step}")
         rows = dice.choices(range(len(data)), k=config.num_samples // config.group_size)
         mine = rows[accelerator.process_index::accelerator.num_processes]
@@ -752,9 +761,8 @@ def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, con
         schedule.step()
         if step % config.eval_every == 0 and step < config.steps:
             stats |= evaluate(policy, reward, tokenizer, held_out, config)[0]
-        bar.set_postfix(reward=f"{stats['reward/avg']:.2f}", kl=f"{stats.get('kl/ref', 0):.3f}",
-                        same=f"{stats['group/zero_std']:.0%}")
-        run.end_step(step, stats)
+        run.end_step(step, stats, reward=f"{stats['reward/avg']:.2f}",
+                     kl=f"{stats.get('kl/ref', 0):.3f}", same=f"{stats['group/zero_std']:.0%}")
     return run
 
 
@@ -762,10 +770,9 @@ def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
     globals().update(load_exercises() if config.exercise else {})
-    if not config.temperature:
-        die("--temperature must be above 0: the policy has to try different answers")
-    if config.group_size < 2:
-        die("--group_size must be at least 2: a response is compared with others of its group")
+    if not config.temperature or config.group_size < 2:
+        die("--temperature must be above 0 and --group_size at least 2: answers to the same prompt "
+            "are compared")
     a_group_each = config.group_size * accelerator.num_processes
     if config.num_samples % a_group_each or config.num_samples % config.batch_size:
         die(f"--num_samples {config.num_samples} must be a multiple of --batch_size, and of "

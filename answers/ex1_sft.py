@@ -163,8 +163,7 @@ def sft_loss(logits, labels, count=None):
     logits = logits[:, :-1]  # (B, T-1, V): position t predicts ...
     labels = labels[:, 1:]  # (B, T-1): ... token t + 1
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-    if count is None:
-        count = (labels != -100).sum().clamp(min=1)
+    count = (labels != -100).sum().clamp(min=1) if count is None else count
     return total / count
 
 

@@ -271,8 +271,7 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=
     Check it
         pytest -k ppo_policy_loss
     """
-    if count is None:
-        count = mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if count is None else count
     ratio = torch.exp(logprobs - old_logprobs)  # (B, T)
     loss = -advantages * ratio
     clipped_loss = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
@@ -314,8 +313,7 @@ def ppo_value_loss(values, old_values, returns, mask, clip_range, count=None):
     Check it
         pytest -k ppo_value_loss
     """
-    if count is None:
-        count = mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if count is None else count
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     error = torch.max((values - returns).square(), (clipped - returns).square())
     return 0.5 * (error * mask).sum() / count
@@ -350,8 +348,7 @@ def masked_entropy(logits, mask, count=None):
     Check it
         pytest -k masked_entropy
     """
-    if count is None:
-        count = mask.sum().clamp(min=1)
+    count = mask.sum().clamp(min=1) if count is None else count
     logprobs = logits.float().log_softmax(dim=-1)  # (B, T, V)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (B, T)
     return (entropy * mask).sum() / count

@@ -340,6 +340,19 @@ def keep_ctrl_c():
     signal.signal(signal.SIGINT, handler)
 
 
+def test_the_steps_of_a_run(lesson1, accelerator, tmp_path, keep_ctrl_c):
+    """Ctrl-C waits for the end of a step, but not for that of the closing evaluation; and a step
+    draws the same whether the run was interrupted before it or not."""
+    run, draws = lesson1.Run(tmp_path, lesson1.Config(device="cpu"), accelerator), {}
+    for step in run.steps(3):
+        assert signal.getsignal(signal.SIGINT) == run.interrupt
+        draws[step] = torch.rand(1).item()
+    assert list(draws) == [1, 2, 3] and len(set(draws.values())) == 3
+    assert signal.getsignal(signal.SIGINT) == lesson1.stop
+    run.step = 2
+    assert {step: torch.rand(1).item() for step in run.steps(3)} == {3: draws[3]}
+
+
 def weights(model):
     return torch.cat([weight.detach().flatten() for weight in model.parameters()])
 
