@@ -800,7 +800,7 @@ def main():
         save_model(policy, tokenizer, folder / "model")
         run.close("reward/avg", before, after, [
             (held_out[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
-            for i in range(min(6, len(held_out)))])
+            for i in range(0, len(texts_before), len(texts_before) // 6 or 1)])
         if config.reward == "sum":
             gap = before["accuracy/pass@k"] - before["accuracy/sampled"]
             way = (after["accuracy/sampled"] - before["accuracy/sampled"]) / max(gap, 1e-9)

@@ -7,7 +7,6 @@ Exit code 1 when a promise is broken. Seconds are printed, never judged: they de
 """
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from picture import smooth
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 transformers.utils.logging.disable_progress_bar()
@@ -115,12 +115,6 @@ def table_row(stdout, name):
     return float(match[1]), float(match[2])
 
 
-def smooth(runs_dir, name, tag, width=10):
-    lines = (Path(runs_dir) / name / "metrics.jsonl").read_text().splitlines()
-    values = [json.loads(line)[tag] for line in lines]
-    return [statistics.mean(values[i:i + width]) for i in range(len(values) - width + 1)]
-
-
 def sums(held_out_from):
     """The held-out sums: which they are is the lesson's convention, not its result."""
     sys.path.insert(0, str(ROOT))
@@ -171,11 +165,11 @@ def lesson2(runs_dir, seed):
 def lesson3(runs_dir, seed):
     seconds, out = run("lesson3_ppo.py", runs_dir=runs_dir, seed=seed)
     before, after = table_row(out, "gold/avg")
-    score = smooth(runs_dir, "ppo", "reward/avg")[-1]
+    score = smooth(Path(runs_dir, "ppo"), "reward/avg")[-1]
     _, out = run("lesson3_ppo.py", "--kl_coef", "0", "--run_name", "kl0", runs_dir=runs_dir,
                  seed=seed)
-    hacked_score = smooth(runs_dir, "kl0", "reward/avg")[-1]
-    gold = smooth(runs_dir, "kl0", "gold/avg")
+    hacked_score = smooth(Path(runs_dir, "kl0"), "reward/avg")[-1]
+    gold = smooth(Path(runs_dir, "kl0"), "gold/avg")
     return seconds, [
         ("3 gold reward gained", after - before, after - before >= 1.0, ">= 1.0"),
         ("3 --kl_coef 0: final score above the default's", hacked_score - score,
