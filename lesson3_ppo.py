@@ -652,6 +652,16 @@ def summary(rollout, config, accelerator):
     return {name: accelerator.gather(x.float()).mean().item() for name, x in numbers.items()}
 
 
+def explained_variance(rollout, accelerator):
+    """1 - var(returns - values) / var(returns), over the real tokens of all processes: 1 where the
+    values predicted the returns, 0 where they did no better than the returns' mean."""
+    values, returns, mask = (
+        accelerator.gather(accelerator.pad_across_processes(tensor, dim=1))
+        for tensor in (rollout.values, rollout.returns, rollout.mask))
+    errors, returns = (returns - values)[mask.bool()], returns[mask.bool()]
+    return 1 - (errors.var(correction=0) / returns.var(correction=0).clamp(min=1e-8)).item()
+
+
 def whiten_over_processes(advantages, mask, accelerator):
     """masked_whiten with the mean and variance of the whole batch."""
     rows, columns = mask.shape
@@ -721,11 +731,8 @@ def ppo_step(policy, reference, score, tokenizer, prompts, optimizer, kl_coef, c
     rollout.advantages = whiten_over_processes(advantages, rollout.mask, accelerator)
     # 4. Learning.
     stats = ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator)
-    real = rollout.mask.bool()
-    error = (rollout.returns - rollout.values)[real].var(correction=0)
-    spread = rollout.returns[real].var(correction=0).clamp(min=1e-8)
     return {**summary(rollout, config, accelerator), **stats, "kl/coef": kl_coef,
-            "value/explained_variance": 1 - (error / spread).item()}
+            "value/explained_variance": explained_variance(rollout, accelerator)}
 
 
 def train_ppo(policy, reference, score, tokenizer, data, folder, config, accelerator):

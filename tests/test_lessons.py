@@ -1090,6 +1090,8 @@ def update(lesson, settings, accelerator):
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     name = "ppo_update" if hasattr(lesson, "ppo_update") else "grpo_update"
     stats = getattr(lesson, name)(policy, optimizer, *arguments, config, accelerator)
+    if hasattr(lesson, "explained_variance"):
+        stats["value/explained_variance"] = lesson.explained_variance(batch, accelerator)
     return {"weights": policy.state_dict(), "stats": stats}
 
 

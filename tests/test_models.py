@@ -5,6 +5,7 @@ import copy
 import random
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -596,6 +597,14 @@ def test_explained_variance_of_equal_returns_is_a_number(lesson3, gpt2, accelera
         lesson3.CausalLMWithValueHead(model), model, constant_score, tokenizer, PROMPTS * 4,
         optimizer, 0.0, config, accelerator)
     assert all(torch.isfinite(torch.tensor(list(stats.values()))))
+
+
+def test_explained_variance_looks_at_real_tokens(lesson3, accelerator):
+    """Returns 0, 2, 4 of variance 8/3; errors 1, -1, 0 of variance 2/3: a quarter is unexplained."""
+    rollout = SimpleNamespace(values=torch.tensor([[-1., 3., 50.], [4., 50., 50.]]),
+                              returns=torch.tensor([[0., 2., 0.], [4., 0., 0.]]),
+                              mask=torch.tensor([[1., 1., 0.], [1., 0., 0.]]))
+    assert lesson3.explained_variance(rollout, accelerator) == pytest.approx(0.75)
 
 
 def test_advantages_are_white_over_the_whole_batch(lesson3, gpt2, accelerator, monkeypatch):
