@@ -103,6 +103,17 @@ def test_a_lesson_has_at_most_600_lines(path):
 
 
 @each_lesson
+def test_what_a_student_reads_has_at_most_600_lines(path):
+    """All lines, blank ones and docstrings too, but for the housekeeping, which is the same in
+    every lesson and has a bound of its own."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("# ---- Housekeeping"))
+    end = next(i for i, line in enumerate(lines) if i > begin and line.startswith("# ---- "))
+    assert len(lines) - (end - begin) <= 600
+    assert 100 < end - begin <= 220
+
+
+@each_lesson
 def test_functions_are_under_45_lines(path):
     long = [(name, length) for name, _, length in functions(path) if length >= 45]
     assert not [(name, length) for name, length in long
