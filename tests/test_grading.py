@@ -16,7 +16,7 @@ from checks import BLANKS, FILES, RUNS
 from checks.client import Nursery
 from checks.core import ROOT, Result, compare
 from grading import examine, reports, similarity
-from grading.examine import POINTS, Grade, earned_share
+from grading.examine import FULL_POINTS, POINTS, Grade, earned_share
 from grading.submissions import find_cohort, read, safe
 from make_exercises import make_stubs
 
@@ -176,7 +176,7 @@ def test_files_that_are_odd_by_accident(tmp_path, run):
 
 
 def test_the_points_are_a_hundred_and_every_check_has_some():
-    assert sum(sum(points.values()) for points in POINTS.values()) == 100
+    assert FULL_POINTS == sum(sum(points.values()) for points in POINTS.values()) == 100
     assert {(file, name) for file in POINTS for name in POINTS[file]} == {
         (check.file, check.name) for check in [*BLANKS, *RUNS]}
 
@@ -288,6 +288,25 @@ def test_the_summary_has_the_distribution_and_the_mistakes(graded):
     assert "3 graded. Points of 100: lowest 0, median 11, highest 100." in text
     assert "ex2_reward.preference_probability: " in text  # a known mistake, by its name
     assert " 90-100%    1 " in text and "  0-10 %    1 " in text
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: reports.write_csv([Grade("alice", "", 0, [], [])], path),
+    lambda path: similarity.write_csv([], path)], ids=["grades", "similarity"])
+def test_a_table_that_cannot_be_finished_leaves_the_earlier_one(write, tmp_path, monkeypatch):
+    """The last thing that happens is that the new file takes the old one's place."""
+    def no_power(*paths):
+        raise OSError("the power went")
+
+    table = tmp_path / "table.csv"
+    table.write_text("earlier")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_power)
+        with pytest.raises(OSError, match="the power went"):
+            write(table)
+    assert table.read_text() == "earlier"
+    write(table)
+    assert table.read_bytes().startswith(b"\xef\xbb\xbf") and b"\r\r" not in table.read_bytes()
 
 
 def test_cells_are_no_formulas():
