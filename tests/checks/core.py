@@ -5,7 +5,6 @@ versions. The student's function and the answer are performed on the same cases.
 differ, the known mistakes are performed as well, and a hint is given if exactly one of them does
 what the student's function does on every case, and differs from the answer on two cases or more."""
 
-import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Callable
 
 import torch
 from perform import perform
+from worker import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CASE_SECONDS, RUN_SECONDS = 5, 60
@@ -182,12 +182,8 @@ def show(value):
 
 
 def load_answers(file):
-    """The module answers/<file>.py."""
-    path = ROOT / "answers" / f"{file}.py"
-    spec = importlib.util.spec_from_file_location(f"answers_{file}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module answers/<file>.py, a new one at every call: a test may change its own."""
+    return load(ROOT / "answers", file)
 
 
 def performed(function, cases):
