@@ -64,7 +64,8 @@ class Difference:
 
 @dataclass
 class Result:
-    """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing."""
+    """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing, or
+    tampered (what came back is no answer that a worker gives)."""
 
     blank: Blank
     status: str
