@@ -59,6 +59,11 @@ def put(folder, files):
     return folder
 
 
+def three_students(folder):
+    """A cohort of alice, bob and carol, who have one file, and it is right. -> its folder"""
+    return put(folder, {f"{name}/{FILE}": ANSWER for name in ("alice", "bob", "carol")})
+
+
 def put_zip(path, files):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
@@ -328,9 +333,7 @@ def test_names_are_safe_as_names_of_files(name):
 
 @needs_linux
 def test_nobody_is_graded_twice_and_who_changed_is(tmp_path, run, monkeypatch):
-    cohort, out, asked = tmp_path / "cohort", tmp_path / "out", []
-    for name in "alice", "bob", "carol":
-        put(cohort / name, {FILE: ANSWER})
+    cohort, out, asked = three_students(tmp_path / "cohort"), tmp_path / "out", []
     real = examine.examine
     monkeypatch.setattr(examine, "examine",
                         lambda submission, nursery: asked.append(submission.name)
@@ -348,9 +351,7 @@ def test_nobody_is_graded_twice_and_who_changed_is(tmp_path, run, monkeypatch):
 
 @needs_linux
 def test_an_interrupted_run_goes_on(tmp_path, run, monkeypatch):
-    cohort, out, written = tmp_path / "cohort", tmp_path / "out", []
-    for name in "alice", "bob", "carol":
-        put(cohort / name, {FILE: ANSWER})
+    cohort, out, written = three_students(tmp_path / "cohort"), tmp_path / "out", []
     real = reports.write_all
 
     def interrupted(grade, out):
