@@ -212,7 +212,7 @@ BUILD_LABELS = Blank(
     FILE, "build_labels", label_cases, slow_build_labels,
     formula="input_ids = prompt, response, end token; labels = the same with -100 in place of the "
     "prompt's tokens; both without what comes after the first max_length",
-    place=PLACE.format("build_labels"),
+    place=PLACE.format("build_labels"), outputs=("input_ids", "labels"),
     mistakes=[
         Mistake("the prompt has labels (1)", "The input_ids are right. Count the labels that are "
                 "not -100: should the model learn to write the question?",

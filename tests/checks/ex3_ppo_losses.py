@@ -292,7 +292,7 @@ POLICY_LOSS = Blank(
     FILE, "ppo_policy_loss", policy_cases, slow_policy_loss,
     formula="max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) with ratio = exp(new - old), summed "
     "over the real tokens and divided by count",
-    place=PLACE.format("ppo_policy_loss"),
+    place=PLACE.format("ppo_policy_loss"), outputs=("loss", "clip_fraction"),
     mistakes=[
         Mistake("the smaller loss (65)", "At ratio 1 it agrees. Pessimistic means that the larger "
                 "of the two losses counts: which one do you take?",
