@@ -179,6 +179,8 @@ def differ(yours, expected, case, blank):
     if yours["has_graph"] and not expected["has_graph"]:
         return Difference("the result still carries a graph (requires_grad), and should not",
                           hint=SHAPES)
+    if has_any(expected["grads"]) and not has_any(yours["grads"]):
+        return Difference("its graph does not begin at the inputs", hint=NO_GRAPH)
     if not same(list(yours["inputs"].values()), list(expected["inputs"].values())):
         return Difference("it changed its inputs: work on copies", hint=CHANGED)
     for name in case.grad:
@@ -190,6 +192,11 @@ def differ(yours, expected, case, blank):
             found.hint = GRADIENT
             return found
     return None
+
+
+def has_any(grads):
+    """Did a gradient, be it 0, reach one of the inputs?"""
+    return any(grad is not None for grad in grads.values())
 
 
 def same(a, b):
