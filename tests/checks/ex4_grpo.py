@@ -185,6 +185,7 @@ def advantage_cases(seed):
 
     one = 1 / 1.0001  # a standard deviation of 1, and eps
     rewards = torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 5.0])
+    steps = torch.tensor([-1.0, 0.0, 0.0, 1.0])
     equal, sizes = torch.tensor(EQUAL), torch.tensor([1.0, 2.0, 0.5]).repeat_interleave(5)
     return [case("one group of three", draw(1, 3, shift=0), 3),
             case("two groups, worked by hand", rewards, 3,
@@ -199,9 +200,10 @@ def advantage_cases(seed):
             case("right and wrong answers, groups of two", torch.tensor([0, 1, 1, 0, 1, 1.0]), 2),
             case("a spread as small as eps", 1e-4 * normal(12, seed=seed + 40), 4),
             case("a small spread, scale none", 1e-3 * normal(12, seed=seed + 80), 4, "none"),
-            case("a small spread around 128, worked by hand", 128 + torch.tensor(
-                [-1.0, 0.0, 0.0, 1.0]) / 4096, 4, expect=torch.tensor([-1.0, 0.0, 0.0, 1.0]) / (
-                    math.sqrt(2 / 3) + 0.4096)),
+            case("a small spread around 128, worked by hand", 128 + steps / 4096, 4,
+                 expect=steps / (math.sqrt(2 / 3) + 0.4096)),
+            case("a small spread around 128, scale none, worked by hand", 128 + steps / 4096, 4,
+                 "none", expect=steps / 4096),
             case("eps 0.5", draw(2, 6, shift=50), 6, "std", 0.5),
             case("groups without spread", equal.repeat_interleave(7), 7),
             case("groups without spread, scale none", 1000 * equal.repeat_interleave(7), 7, "none"),
@@ -270,6 +272,13 @@ def zeros_where_the_std_is_zero(rewards, group_size, scale="std", eps=1e-4):
     return torch.where(variance == 0, 0.0, advantages).flatten()
 
 
+def zeros_where_rewards_are_close(rewards, group_size, scale="std", eps=1e-4):
+    groups = rewards.view(-1, group_size)
+    near = torch.isclose(groups, groups[:, :1]).all(dim=1, keepdim=True).expand(groups.shape)
+    advantages = advantages_like()(rewards, group_size, scale, eps)
+    return torch.where(near.flatten(), 0.0, advantages)
+
+
 def biased(groups, eps):
     return groups.std(dim=1, keepdim=True, unbiased=False) + eps
 
@@ -306,6 +315,9 @@ ADVANTAGES = Blank(
                 "Groups with some spread agree. Is the standard deviation of equal rewards exactly "
                 "0 as a computer computes it, for every size of a group? Which question about the "
                 "rewards can be answered without rounding?", zeros_where_the_std_is_zero),
+        Mistake("zeros where the rewards are nearly equal",
+                "Groups of a large spread agree, and so do those without any. Should rewards that "
+                "differ a little count as equal?", zeros_where_rewards_are_close),
         Mistake("no exact zeros, and a group of one is not a number",
                 "Larger groups with some spread agree. In the others the mean may be off in its "
                 "last digit. And how many numbers does an unbiased standard deviation need?",
