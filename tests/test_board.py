@@ -117,6 +117,7 @@ def test_a_stub_that_another_blank_calls_is_named(student):
     done = student.pytest("pool_scores")
     assert done.returncode == 1
     assert "it calls last_token_index, which is still a stub" in done.stdout
+    assert not re.search("^  (case|right so far)", done.stdout, re.M), "no case is to blame"
 
 
 @pytest.mark.slow
@@ -124,7 +125,9 @@ def test_a_file_that_does_not_load_says_where(student):
     student.write("ex2_reward", pool_scores="return (")
     done = student.pytest("pool_scores")
     assert done.returncode == 1
-    assert "SyntaxError" in done.stdout and "ex2_reward.py" in done.stdout
+    assert "ex2_reward.pool_scores: ex2_reward.py does not load: " in done.stdout
+    assert "SyntaxError" in done.stdout
+    assert not re.search("^  (case|right so far)", done.stdout, re.M), "no case is to blame"
 
 
 @pytest.mark.slow

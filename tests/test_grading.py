@@ -252,6 +252,8 @@ def test_the_markdown_report_says_what_went_wrong(graded):
     text = (out / "reports" / "=bob.md").read_text("utf-8")
     assert text.startswith("# =bob: 11 of 100 points\n")
     assert "| ex2_reward | preference_probability | wrong |" in text and "    hint: " in text
+    assert "| ex2_reward | training_run | waits until all functions are right |" in text
+    assert "| ex1_sft | format_prompt | not started |" in text
     assert f"Seed of the cases: {grades['=bob'].seed}." in text
     assert "Protections in force: " in text and "Not covered without a container" in text
     assert "hint" not in (out / "reports" / "alice.md").read_text("utf-8")

@@ -293,6 +293,8 @@ def judge(blank, cases, outcomes, stopped):
             result.case = cases[len(outcomes)]
         if stopped["status"] in ("timeout", "missing", "tampered"):
             result.status = stopped["status"]
+        if stopped["status"] == "not_loaded":
+            result.message = f"{blank.file}.py does not load: {result.message}"
         if stopped["status"] == "blocked":
             result.message = f"it calls {result.message}, which is still a stub: fill that in first"
     return result
@@ -334,7 +336,8 @@ def judge_run(run, yours, expected):
         return Result(run, yours["status"], message=yours["message"])
     for number, (mine, theirs) in enumerate(zip(yours.get("steps", []), expected["steps"]), 1):
         for quantity in theirs:
-            found = compare(mine.get(quantity), theirs[quantity], run.rtol, run.atol, quantity)
+            found = compare(mine.get(quantity), theirs[quantity], run.rtol, run.atol,
+                            f'"{quantity}"')
             if found:
                 found.what = f"in step {number} of a training run, {found.what}"
                 return Result(run, "wrong", difference=found)
