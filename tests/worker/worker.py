@@ -23,7 +23,8 @@ from perform import perform  # noqa: E402
 
 def load(folder, name):
     """The module folder/name.py, run anew at every call, and not among sys.modules: nobody else's
-    copy of it changes."""
+    copy of it changes. It is here, and not with the checks, because this folder is run and copied
+    without them."""
     path = os.path.join(folder, f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
