@@ -1,10 +1,8 @@
 """The four lessons as modules, tiny models that look like the hub's, and the exercises: their
 processes, options, and the board at the end."""
 
-import importlib.util
 import os
 import re
-import sys
 import textwrap
 from pathlib import Path
 
@@ -16,11 +14,10 @@ import pytest  # noqa: E402
 
 
 def load_lesson(number):
-    path = next(ROOT.glob(f"lesson{number}_*.py"))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The lesson as a module, a new one at every call: a test may change its own."""
+    from checks.core import load  # imports torch, for which pytest --help should not wait
+
+    return load(ROOT, next(ROOT.glob(f"lesson{number}_*.py")).stem)
 
 
 @pytest.fixture(scope="session")

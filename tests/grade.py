@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import torch  # noqa: E402
 from checks import FILES, RUNS  # noqa: E402
 from checks.client import LockedWorker, Nursery  # noqa: E402
-from checks.core import ROOT  # noqa: E402
+from checks.core import ROOT, load_answers  # noqa: E402
 from grading import examine, reports, similarity  # noqa: E402
 from grading.submissions import find_cohort, read  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -77,9 +77,8 @@ def protections_here(nursery, folder):
 
 def runs_of_the_answers():
     """What the answers record in the training runs; computed in the trusted process."""
-    from runs import train
+    from runs import train  # imports transformers: a mistyped command need not wait for that
 
-    from checks.core import load_answers
     return {run.file: train(load_answers(run.file), run.file) for run in RUNS}
 
 
@@ -95,8 +94,8 @@ def graded_before(submission, out):
 
 
 def grade_cohort(cohort, options, nursery, answers_runs):
-    """-> the grades, in the cohort's order. A few submissions are run ahead, no more, so that
-    memory does not grow with the cohort."""
+    """-> the grades, in the cohort's order, each with its reports. What students' code sends back
+    may be large: it is held of a few submissions that are run ahead, and of no more."""
     grades = []
 
     def begin(place):

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from checks import FILES
+from checks import BLANKS, FILES
 from conftest import ROOT
-from make_exercises import make_stubs
+from make_exercises import functions, make_stubs
 
 
 @pytest.fixture
@@ -78,7 +78,36 @@ def test_a_known_mistake_gets_its_hint_and_more_on_request(student, hint):
     assert "hint: " in report and report.count("?") >= 1
     assert ("formula: " in report, "place: " in report) == (hint >= 2, hint >= 3)
     assert ("yours " in report, "expected " in report) == (True, True)
-    assert "return (positions" not in report, "the answer is never printed"
+
+
+def telling_lines():
+    """The lines of code of all answers, without "return", remarks, and lines like "else:"."""
+    lines = set()
+    for file in FILES:
+        text = (ROOT / "answers" / f"{file}.py").read_text("utf-8")
+        for node in functions(text).values():
+            for line in text.splitlines()[node.body[1].lineno - 1:node.end_lineno]:
+                lines.add(line.split("  #")[0].strip().removeprefix("return "))
+    return {line for line in lines if len(line) >= 15}
+
+
+@pytest.mark.parametrize("hint", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+def test_the_answer_is_never_printed(student, hint):
+    """--hint 3 has all that the lower ones have, and says where the answer is, not what."""
+    for file in FILES:
+        student.write(file, **{blank.name: "return None" for blank in BLANKS if blank.file == file})
+    seen = student.pytest("ex", f"--hint={hint}").stdout
+    lines = telling_lines()
+    assert len(lines) >= 80, "too few to tell"
+    assert seen.count("again: pytest -k") >= len(BLANKS), "every blank has a report"
+    assert [line for line in lines if line in seen] == []
+
+
+def test_no_hint_is_a_line_of_the_answer():
+    """Of all hints, also those that no report above has shown."""
+    hints = [text for blank in BLANKS for text in (
+        blank.formula, blank.place, *(mistake.question for mistake in blank.mistakes))]
+    assert [(line, hint) for line in telling_lines() for hint in hints if line in hint] == []
 
 
 @pytest.mark.slow
@@ -88,6 +117,7 @@ def test_a_stub_that_another_blank_calls_is_named(student):
     done = student.pytest("pool_scores")
     assert done.returncode == 1
     assert "it calls last_token_index, which is still a stub" in done.stdout
+    assert not re.search("^  (case|right so far)", done.stdout, re.M), "no case is to blame"
 
 
 @pytest.mark.slow
@@ -95,7 +125,9 @@ def test_a_file_that_does_not_load_says_where(student):
     student.write("ex2_reward", pool_scores="return (")
     done = student.pytest("pool_scores")
     assert done.returncode == 1
-    assert "SyntaxError" in done.stdout and "ex2_reward.py" in done.stdout
+    assert "ex2_reward.pool_scores: ex2_reward.py does not load: " in done.stdout
+    assert "SyntaxError" in done.stdout
+    assert not re.search("^  (case|right so far)", done.stdout, re.M), "no case is to blame"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from checks import BLANKS
+from checks import BLANKS, RUNS, core
 from checks.core import Blank, collect, compare, judge, load_answers, report
 from perform import perform
 
@@ -160,6 +160,128 @@ def test_an_unknown_mistake_gets_no_hint_of_a_known_one(blank):
     result = judge_here(blank, off(answer(blank)))
     assert result.status == "wrong" and result.mistake is None
     assert report(result).count("hint:") == 1
+
+
+# ---- What a report says -------------------------------------------------------------------------
+
+
+def blank_called(name):
+    return next(blank for blank in BLANKS if blank.name == name)
+
+
+def changed(function, change):
+    """The function with another output. `change` gets the right one, and then the inputs."""
+    return lambda *inputs: change(function(*inputs), *inputs)
+
+
+def raises(*inputs):
+    raise KeyError("so it goes")
+
+
+def writes(output, mask):
+    mask.add_(1)
+    return output
+
+
+HINTS = {  # what becomes of the right output, what the report says of it, and the hint
+    "another value": ("pool_scores", lambda x, *_: x + 1, "has the wrong values", core.BY_HAND),
+    "another text": ("format_prompt", lambda x, *_: x + "!", "has the wrong value", core.BY_HAND),
+    "a list too long": ("build_labels", lambda x, *_: (x[0] + [1], x[1]),
+                        'the output "input_ids" has the wrong length', core.BY_HAND),
+    "another shape": ("pool_scores", lambda x, *_: x[:, None], "the wrong shape", core.SHAPES),
+    "another dtype": ("pool_scores", lambda x, *_: x.double(), "the wrong dtype", core.SHAPES),
+    "a list": ("pool_scores", lambda x, *_: x.tolist(), "should be of type tensor", core.SHAPES),
+    "nothing": ("pool_scores", lambda *_: None, "should be of type tensor", core.RETURNS_NOTHING),
+    "one output of two": ("compute_gae", lambda x, *_: x[0], "of type tuple", core.SHAPES),
+    "an output too many": ("compute_gae", lambda x, *_: (*x, 1), "wrong length", core.SHAPES),
+    "another key": ("pad_batch", lambda x, *_: {**x, "ids": 1}, "other keys", core.SHAPES),
+    "an exception": ("pool_scores", raises, "it raises an exception", core.RAISES),
+    "no graph": ("pool_scores", lambda x, *_: x.detach(), "no gradient", core.NO_GRAPH),
+    "another gradient": ("pool_scores", lambda x, *_: x + (x - x.detach()),
+                         "the gradient with respect to token_scores", core.GRADIENT),
+    "a graph": ("compute_gae", lambda x, *_: (x[0].requires_grad_(), x[1]), "a graph", core.SHAPES),
+    "changed inputs": ("last_token_index", writes, "it changed its inputs", core.CHANGED)}
+
+
+@pytest.mark.parametrize("broken", HINTS)
+def test_the_hint_fits_what_is_wrong(broken):
+    """"Work it through by hand" is for values: it tells nobody what is wrong with a dtype."""
+    name, change, words, hint = HINTS[broken]
+    blank = blank_called(name)
+    result = judge_here(blank, changed(answer(blank), change))
+    result.mistake = None  # some of these are known
+    text = report(result)
+    assert words in text.splitlines()[0] and f"\n  hint: {hint}\n" in text, text
+    assert text.count("hint:") == 1
+
+
+def test_the_hint_where_an_error_is_due():
+    blank = blank_called("pass_at_k")
+    result = judge_here(blank, lambda n, c, k: answer(blank)(n, c, k) if k <= n else 0.25)
+    assert result.difference.what == "it should raise a ValueError" and not result.mistake
+    assert f"hint: {core.SHOULD_RAISE}" in report(result)
+
+
+def numbers_in(value):
+    if isinstance(value, torch.Tensor):
+        return value.numel()
+    return sum(map(numbers_in, value)) if isinstance(value, (list, tuple)) else 1
+
+
+@each_blank
+def test_the_case_that_is_shown_is_the_smallest_that_fails(blank):
+    """Of equally small ones, the first."""
+    for mistake in blank.mistakes:
+        result = judge_here(blank, mistake.function)
+        failing = [case for case in blank.cases(0) if case.note not in result.right]
+        sizes = [numbers_in(list(case.inputs.values())) for case in failing]
+        assert result.case.note == failing[sizes.index(min(sizes))].note, mistake.name
+
+
+def test_what_is_right_is_said_in_a_line_of_modest_length():
+    assert core.a_few([]) == "" and core.a_few(["a", "b", "c"]) == "a; b; c"
+    assert core.a_few(list("abcde")) == "a; b; c; and 2 more"
+
+
+def test_of_a_large_tensor_the_first_entries_that_differ_are_shown():
+    expected = torch.arange(60.0).view(6, 10)
+    yours = expected.clone()
+    yours[[0, 2, 3, 5], [1, 9, 0, 0]] += 0.25
+    found = compare(yours, expected, 1e-4, 1e-5)
+    assert (found.yours, found.expected) == ("", ""), "shapes, which agree"
+    assert found.entries == [([0, 1], "1.25", "1"), ([2, 9], "29.25", "29"),
+                             ([3, 0], "30.25", "30")]
+    text = report(core.Result(RUNS[0], "wrong", difference=found))
+    assert "\n  differs at index [2, 9]: yours 29.25, expected 29\n" in text
+
+
+@pytest.mark.parametrize("expected", [torch.tensor(0.05), torch.tensor([0.05, 10.0])])
+def test_numbers_that_differ_are_not_shown_as_the_same(expected):
+    """print() rounds both to 0.0500."""
+    text = report(core.Result(RUNS[0], "wrong", difference=compare(
+        expected + 2e-5, expected, 1e-4, 1e-5)))
+    assert "0.05002" in text and "0.05\n" in text
+
+
+@each_blank
+def test_several_outputs_have_the_names_of_the_docstring(blank):
+    output = answer(blank)(*blank.cases(0)[0].inputs.values())
+    if isinstance(output, tuple):
+        assert len(blank.outputs) == len(output)
+        assert f"({', '.join(blank.outputs)}):" in inspect.getdoc(answer(blank))
+        result = judge_here(blank, changed(answer(blank), lambda x, *_: (*x[:-1], spoil(x[-1]))))
+        assert f'the output "{blank.outputs[-1]}"' in report(result)
+    else:
+        assert blank.outputs == ()
+
+
+def test_of_a_list_all_is_shown():
+    found = compare([5, 6, 7], [5, -100, 7], 0, 0)
+    assert (found.yours, found.expected) == ("[5, 6, 7]", "[5, -100, 7]")
+    assert found.what == "the result, entry 1, has the wrong value"
+
+
+# ---- Docstrings ---------------------------------------------------------------------------------
 
 
 @each_blank

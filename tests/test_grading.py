@@ -16,7 +16,7 @@ from checks import BLANKS, FILES, RUNS
 from checks.client import Nursery
 from checks.core import ROOT, Result, compare
 from grading import examine, reports, similarity
-from grading.examine import POINTS, Grade, earned_share
+from grading.examine import FULL_POINTS, POINTS, Grade, earned_share
 from grading.submissions import find_cohort, read, safe
 from make_exercises import make_stubs
 
@@ -57,6 +57,11 @@ def put(folder, files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder
+
+
+def three_students(folder):
+    """A cohort of alice, bob and carol, who have one file, and it is right. -> its folder"""
+    return put(folder, {f"{name}/{FILE}": ANSWER for name in ("alice", "bob", "carol")})
 
 
 def put_zip(path, files):
@@ -176,7 +181,7 @@ def test_files_that_are_odd_by_accident(tmp_path, run):
 
 
 def test_the_points_are_a_hundred_and_every_check_has_some():
-    assert sum(sum(points.values()) for points in POINTS.values()) == 100
+    assert FULL_POINTS == sum(sum(points.values()) for points in POINTS.values()) == 100
     assert {(file, name) for file in POINTS for name in POINTS[file]} == {
         (check.file, check.name) for check in [*BLANKS, *RUNS]}
 
@@ -247,6 +252,8 @@ def test_the_markdown_report_says_what_went_wrong(graded):
     text = (out / "reports" / "=bob.md").read_text("utf-8")
     assert text.startswith("# =bob: 11 of 100 points\n")
     assert "| ex2_reward | preference_probability | wrong |" in text and "    hint: " in text
+    assert "| ex2_reward | training_run | waits until all functions are right |" in text
+    assert "| ex1_sft | format_prompt | not started |" in text
     assert f"Seed of the cases: {grades['=bob'].seed}." in text
     assert "Protections in force: " in text and "Not covered without a container" in text
     assert "hint" not in (out / "reports" / "alice.md").read_text("utf-8")
@@ -290,6 +297,25 @@ def test_the_summary_has_the_distribution_and_the_mistakes(graded):
     assert " 90-100%    1 " in text and "  0-10 %    1 " in text
 
 
+@pytest.mark.parametrize("write", [
+    lambda path: reports.write_csv([Grade("alice", "", 0, [], [])], path),
+    lambda path: similarity.write_csv([], path)], ids=["grades", "similarity"])
+def test_a_table_that_cannot_be_finished_leaves_the_earlier_one(write, tmp_path, monkeypatch):
+    """The last thing that happens is that the new file takes the old one's place."""
+    def no_power(*paths):
+        raise OSError("the power went")
+
+    table = tmp_path / "table.csv"
+    table.write_text("earlier")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_power)
+        with pytest.raises(OSError, match="the power went"):
+            write(table)
+    assert table.read_text() == "earlier"
+    write(table)
+    assert table.read_bytes().startswith(b"\xef\xbb\xbf") and b"\r\r" not in table.read_bytes()
+
+
 def test_cells_are_no_formulas():
     for text in "=1", "+1", "-1", "@x", "\t=1", "\r=1":
         assert reports.for_spreadsheet(text) == "'" + text
@@ -309,9 +335,7 @@ def test_names_are_safe_as_names_of_files(name):
 
 @needs_linux
 def test_nobody_is_graded_twice_and_who_changed_is(tmp_path, run, monkeypatch):
-    cohort, out, asked = tmp_path / "cohort", tmp_path / "out", []
-    for name in "alice", "bob", "carol":
-        put(cohort / name, {FILE: ANSWER})
+    cohort, out, asked = three_students(tmp_path / "cohort"), tmp_path / "out", []
     real = examine.examine
     monkeypatch.setattr(examine, "examine",
                         lambda submission, nursery: asked.append(submission.name)
@@ -329,9 +353,7 @@ def test_nobody_is_graded_twice_and_who_changed_is(tmp_path, run, monkeypatch):
 
 @needs_linux
 def test_an_interrupted_run_goes_on(tmp_path, run, monkeypatch):
-    cohort, out, written = tmp_path / "cohort", tmp_path / "out", []
-    for name in "alice", "bob", "carol":
-        put(cohort / name, {FILE: ANSWER})
+    cohort, out, written = three_students(tmp_path / "cohort"), tmp_path / "out", []
     real = reports.write_all
 
     def interrupted(grade, out):

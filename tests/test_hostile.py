@@ -295,7 +295,7 @@ def bytes_in(value):
 def test_large_answers_do_not_fill_the_judges_memory(grader, place):
     """Ten calls, 8 MB each."""
     code = "def pool_scores(*args): return torch.zeros(2**21)\n"
-    submission = Submission("hostile", place, {"ex2_reward": (answers_text() + code).encode()})
+    submission = Submission("hostile", {"ex2_reward": (answers_text() + code).encode()})
     _, _, collected, _ = examine.examine(submission, grader.nursery)
     assert sum(bytes_in(outcomes) for _, outcomes, _ in collected) < 2**25
 

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
-from importlib import util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +25,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from conftest import load_lesson
 from make_exercises import make_stubs
 
 CPU = ["--device=cpu"]
@@ -150,13 +150,6 @@ def run_pair(folder, number, *arguments, small=True):
                    MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         pair.append(start(folder, command, env=env))
     return [finish(process, timeout=120) for process in pair]
-
-
-def load_lesson(number):
-    spec = util.spec_from_file_location(f"lesson_{number}", REPO / LESSONS[number])
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def settings(number, **typed):
@@ -1028,6 +1021,7 @@ def test_a_process_whose_groups_are_all_dropped_does_not_stop_the_others(chain):
     assert 0.5 in shares, "no step had one group dropped of two"
 
 
+# A program in a process of its own, without pytest's conftest: it loads the lesson for itself.
 DRIVER = '''
 """One update of lessons 3 and 4 on a fixed rollout, with plain SGD: the step is the gradient."""
 import sys

@@ -1,8 +1,13 @@
-"""The README's table of settings is the lessons': `python tests/test_readme.py` prints it."""
+"""The README's table of settings is the lessons', and `python tests/test_readme.py` prints it; its
+report of a failed check is a real one."""
 
+import re
 from dataclasses import fields
 
+from checks import BLANKS
+from checks.core import collect, judge, report
 from conftest import ROOT, load_lesson
+from perform import perform
 
 
 def configs():
@@ -38,6 +43,24 @@ def test_the_readme_has_no_placeholder_left():
 
 def test_the_readme_lists_every_setting_with_its_default():
     assert settings_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_what_a_failed_check_says():
+    """To the letter, for the function that takes all padding to be on the right."""
+    def wrong(attention_mask):
+        return attention_mask.sum(dim=1) - 1
+
+    blank = next(blank for blank in BLANKS if blank.name == "last_token_index")
+    text = report(judge(blank, *collect(blank, lambda request: perform(
+        wrong, request["inputs"], request["grad"]))))
+    assert f"```\n{text}\n```" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_counts_the_known_mistakes():
+    """To the nearest ten."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = int(re.search(r"about (\d+) well-known mistakes", text)[1])
+    assert said == round(sum(len(blank.mistakes) for blank in BLANKS), -1)
 
 
 if __name__ == "__main__":

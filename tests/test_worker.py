@@ -66,6 +66,7 @@ def worker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("student")
     (folder / "ex.py").write_text(HOSTILE)
     (folder / "broken.py").write_text("def good(x):\n    return (x\n")
+    (folder / "lacking.py").write_text("import torch\nimport no_such_package\n")
     worker = Worker(folder)
     yield worker
     worker.stop()
@@ -115,6 +116,10 @@ def test_odd_objects_are_named_not_sent(worker):
 def test_a_file_that_does_not_load_says_why(worker):
     outcome = ask(worker, "good", file="broken")
     assert outcome["status"] == "not_loaded" and "SyntaxError" in outcome["message"]
+    outcome = ask(worker, "good", file="lacking")
+    assert outcome["status"] == "not_loaded"
+    assert outcome["message"] == ("ModuleNotFoundError: No module named 'no_such_package'\n"
+                                  "    line 2: import no_such_package")
     assert ask(worker, "good", file="absent")["status"] == "missing"
 
 
@@ -189,7 +194,7 @@ def test_a_run_names_the_first_step_and_quantity_that_differ():
 
     student, answers = Here("ex2_reward", pairwise_loss=late), Here("ex2_reward")
     result = judge_run_in_worker(RUNS[1], student, answers)
-    assert result.difference.what == "in step 2 of a training run, loss has the wrong values"
+    assert result.difference.what == 'in step 2 of a training run, "loss" has the wrong values'
 
 
 @pytest.mark.slow

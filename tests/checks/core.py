@@ -5,7 +5,6 @@ versions. The student's function and the answer are performed on the same cases.
 differ, the known mistakes are performed as well, and a hint is given if exactly one of them does
 what the student's function does on every case, and differs from the answer on two cases or more."""
 
-import importlib.util
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,22 @@ from typing import Any, Callable
 
 import torch
 from perform import perform
+from worker import load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CASE_SECONDS, RUN_SECONDS = 5, 60
+LARGE = 40  # a tensor with more entries is not shown whole
+
+# Hints where no known mistake is recognised, by what has gone wrong.
+BY_HAND = "work the case through by hand, as the docstring's example does."
+SHAPES = 'what comes out, and of which kind, stands in the docstring under "Shapes".'
+RETURNS_NOTHING = "does every way through your function end with a return?"
+RAISES = "call it with these inputs yourself, and look at what goes into the line that fails."
+SHOULD_RAISE = 'which inputs are an error, and which error, stands in the docstring under "Shapes".'
+NO_GRAPH = "which of your steps cuts the graph: detach(), item(), torch.tensor(...), no_grad()?"
+GRADIENT = ("the values are right, their gradient is not: what on the way detaches, clips or "
+            "chooses?")
+CHANGED = "which of your lines writes into an input: x[...] =, x +=, or a method with _ at its end?"
 
 
 @dataclass
@@ -47,6 +59,7 @@ class Blank:
     right: dict  # name -> a right but unusual version
     formula: str  # the second hint
     place: str  # the third one
+    outputs: tuple = ()  # what its outputs are called, where it returns several
     rtol: float = 1e-4
     atol: float = 1e-5
 
@@ -57,14 +70,16 @@ class Blank:
 @dataclass
 class Difference:
     what: str  # the property that broke
-    index: tuple = ()
     yours: str = ""
     expected: str = ""
+    entries: list = field(default_factory=list)  # the first that differ: (index, yours, expected)
+    hint: str = BY_HAND
 
 
 @dataclass
 class Result:
-    """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing."""
+    """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing, or
+    tampered (what came back is no answer that a worker gives)."""
 
     blank: Blank
     status: str
@@ -84,74 +99,104 @@ def kind(value):
     return "tensor" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def compare(yours, expected, rtol, atol, where="the result"):
-    """-> None, or the first Difference between two values."""
+def compare(yours, expected, rtol, atol, where="the result", outputs=()):
+    """-> None, or the first Difference between two values. `outputs`: what the parts of a tuple
+    are called."""
     if kind(yours) != kind(expected):
-        return Difference(f"{where} should be a {kind(expected)}", (), show(yours), show(expected))
+        return Difference(f"{where} should be of type {kind(expected)}", show(yours),
+                          show(expected), hint=RETURNS_NOTHING if yours is None else SHAPES)
     if isinstance(expected, dict):
         if yours.keys() != expected.keys():
-            return Difference(f"{where} should have these keys", (), show(list(yours)),
-                              show(list(expected)))
+            return Difference(f"{where} should have other keys", show(list(yours)),
+                              show(list(expected)), hint=SHAPES)
         parts = [(f'{where}["{key}"]', yours[key], expected[key]) for key in expected]
     elif isinstance(expected, (tuple, list)):
         if len(yours) != len(expected):
-            return Difference(f"{where} has the wrong length", (), show(yours), show(expected))
-        parts = [(f"{where}, part {i}", *pair) for i, pair in enumerate(zip(yours, expected))]
+            return Difference(f"{where} has the wrong length", show(yours), show(expected),
+                              hint=SHAPES if isinstance(expected, tuple) else BY_HAND)
+        names = [f'the output "{name}"' for name in outputs] or [
+            f"{where}, entry {i}," for i in range(len(expected))]
+        parts = list(zip(names, yours, expected))
     elif isinstance(expected, torch.Tensor):
         return compare_tensors(yours, expected, rtol, atol, where)
     elif isinstance(expected, float):
         close = yours == expected or (
             math.isfinite(expected) and abs(yours - expected) <= atol + rtol * abs(expected))
-        return None if close else Difference(f"{where} has the wrong value", (), yours, expected)
+        return None if close else Difference(f"{where} has the wrong value", yours, expected)
     else:
         return None if yours == expected else Difference(
-            f"{where} is not the expected one", (), show(yours), show(expected))
-    found = (compare(a, b, rtol, atol, name) for name, a, b in parts)
-    return next((difference for difference in found if difference), None)
+            f"{where} has the wrong value", show(yours), show(expected))
+    differences = (compare(a, b, rtol, atol, name) for name, a, b in parts)
+    found = next((difference for difference in differences if difference), None)
+    if found and isinstance(expected, list):  # one entry says little without its neighbours
+        found.yours, found.expected = show(yours), show(expected)
+    return found
 
 
 def compare_tensors(yours, expected, rtol, atol, where):
     if yours.shape != expected.shape:
-        return Difference(f"{where} has the wrong shape", (), tuple(yours.shape),
-                          tuple(expected.shape))
+        return Difference(f"{where} has the wrong shape", tuple(yours.shape),
+                          tuple(expected.shape), hint=SHAPES)
     if yours.dtype != expected.dtype:
-        return Difference(f"{where} has the wrong dtype", (), yours.dtype, expected.dtype)
+        return Difference(f"{where} has the wrong dtype", yours.dtype, expected.dtype, hint=SHAPES)
     a, b = yours.double(), expected.double()
     wrong = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
     if not wrong.any():
         return None
-    index = tuple(wrong.nonzero()[0].tolist())
     problem = "has the wrong values" if a.isfinite().all() or not b.isfinite().all() else (
         "is not finite")
-    return Difference(f"{where} {problem}", index, show(yours), show(expected))
+    if expected.ndim == 0:
+        return Difference(f"{where} {problem}", number(yours), number(expected))
+    is_large = expected.numel() > LARGE  # three entries then stand for all
+    entries = [(place, number(yours[tuple(place)]), number(expected[tuple(place)]))
+               for place in wrong.nonzero()[:3 if is_large else 1].tolist()]
+    shown = () if is_large else (show(yours), show(expected))
+    return Difference(f"{where} {problem}", *shown, entries=entries)
+
+
+def number(entry):
+    """One entry of a tensor, with the digits that make a difference. (print(tensor) has four.)"""
+    value = entry.item()
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def differ(yours, expected, case, blank):
     """-> None, or how the outcome of a case differs from the expected one."""
     if yours["status"] != expected["status"] or yours.get("type") != expected.get("type"):
-        wanted = f"a {expected['type']}" if expected["status"] == "raised" else "a result"
         got = (yours.get("message") or "it returned " + show(yours.get("output")))[:2000]
-        lines = "".join("\n    " + line[:200] for line in yours.get("lines", [])[:5])
-        return Difference(f"it should give {wanted}", (), got + lines)
+        got += "".join("\n    " + line[:200] for line in yours.get("lines", [])[:5])
+        if expected["status"] == "raised":
+            return Difference(f"it should raise a {expected['type']}", got, hint=SHOULD_RAISE)
+        return Difference("it raises an exception", got, hint=RAISES)
     if expected["status"] == "raised":
         return None
-    difference = compare(yours["output"], expected["output"], blank.rtol, blank.atol)
+    difference = compare(yours["output"], expected["output"], blank.rtol, blank.atol,
+                         outputs=blank.outputs)
     if difference:
         return difference
     if expected["has_graph"] and not yours["has_graph"]:
-        return Difference("no gradient flows through the result")
+        return Difference("no gradient flows through the result", hint=NO_GRAPH)
     if yours["has_graph"] and not expected["has_graph"]:
-        return Difference("the result still carries a graph (requires_grad), and should not")
+        return Difference("the result still carries a graph (requires_grad), and should not",
+                          hint=SHAPES)
+    if has_any(expected["grads"]) and not has_any(yours["grads"]):
+        return Difference("its graph does not begin at the inputs", hint=NO_GRAPH)
     if not same(list(yours["inputs"].values()), list(expected["inputs"].values())):
-        return Difference("it changed its inputs: work on copies")
+        return Difference("it changed its inputs: work on copies", hint=CHANGED)
     for name in case.grad:
         a, b = yours["grads"].get(name), expected["grads"].get(name)
         nothing = torch.zeros_like(case.inputs[name])  # no gradient is the gradient 0
         found = compare(nothing if a is None else a, nothing if b is None else b, blank.rtol,
                         blank.atol, f"the gradient with respect to {name}")
         if found:
+            found.hint = GRADIENT
             return found
     return None
+
+
+def has_any(grads):
+    """Did a gradient, be it 0, reach one of the inputs?"""
+    return any(grad is not None for grad in grads.values())
 
 
 def same(a, b):
@@ -168,7 +213,7 @@ def same(a, b):
 
 def show(value):
     """A value as the report prints it."""
-    if isinstance(value, torch.Tensor) and value.numel() > 40:
+    if isinstance(value, torch.Tensor) and value.numel() > LARGE:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, torch.Tensor):
         return str(value.detach()).replace("\n\n", "\n").replace("\n", "\n" + " " * 18)
@@ -182,12 +227,8 @@ def show(value):
 
 
 def load_answers(file):
-    """The module answers/<file>.py."""
-    path = ROOT / "answers" / f"{file}.py"
-    spec = importlib.util.spec_from_file_location(f"answers_{file}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module answers/<file>.py, a new one at every call: a test may change its own."""
+    return load(ROOT / "answers", file)
 
 
 def performed(function, cases):
@@ -222,6 +263,13 @@ def collect(blank, ask, seed=0):
     return cases, outcomes, None
 
 
+def size(value):
+    """How many numbers there are in an input; a text counts as one."""
+    if isinstance(value, (list, tuple)):
+        return sum(map(size, value))
+    return value.numel() if isinstance(value, torch.Tensor) else 1
+
+
 def judge(blank, cases, outcomes, stopped):
     """What `collect` found -> the Result."""
     if stopped and stopped["status"] == "not_started" and not outcomes:
@@ -230,18 +278,23 @@ def judge(blank, cases, outcomes, stopped):
     differences = [differ(*three, blank) for three in zip(outcomes, expected, cases)]
     result = Result(blank, "passed", total=len(cases), finished=not stopped, right=[
         case.note for case, difference in zip(cases, differences) if not difference])
-    wrong = next((i for i, difference in enumerate(differences) if difference), None)
-    if wrong is not None:
-        result.status, result.case, result.difference = "wrong", cases[wrong], differences[wrong]
+    wrong = [i for i, difference in enumerate(differences) if difference]
+    if wrong:
+        shown = min(wrong, key=lambda i: size(list(cases[i].inputs.values())))
+        result.status, result.case, result.difference = "wrong", cases[shown], differences[shown]
         if not stopped:
             result.mistake = find_mistake(blank, cases, outcomes, expected)
-        if outcomes[wrong]["status"] == "raised" and not result.mistake:
+        if outcomes[shown]["status"] == "raised" and not result.mistake:
             result.status = "crashed"
     elif stopped:
-        result.status, result.case = "crashed", cases[len(outcomes)]
+        result.status = "crashed"
         result.message = stopped.get("message") or "it raised NotImplementedError"
+        if stopped["status"] not in ("missing", "not_loaded", "blocked"):  # no case is to blame
+            result.case = cases[len(outcomes)]
         if stopped["status"] in ("timeout", "missing", "tampered"):
             result.status = stopped["status"]
+        if stopped["status"] == "not_loaded":
+            result.message = f"{blank.file}.py does not load: {result.message}"
         if stopped["status"] == "blocked":
             result.message = f"it calls {result.message}, which is still a stub: fill that in first"
     return result
@@ -283,7 +336,8 @@ def judge_run(run, yours, expected):
         return Result(run, yours["status"], message=yours["message"])
     for number, (mine, theirs) in enumerate(zip(yours.get("steps", []), expected["steps"]), 1):
         for quantity in theirs:
-            found = compare(mine.get(quantity), theirs[quantity], run.rtol, run.atol, quantity)
+            found = compare(mine.get(quantity), theirs[quantity], run.rtol, run.atol,
+                            f'"{quantity}"')
             if found:
                 found.what = f"in step {number} of a training run, {found.what}"
                 return Result(run, "wrong", difference=found)
@@ -299,6 +353,12 @@ def judge_run(run, yours, expected):
 # ---- Reporting ----------------------------------------------------------------------------------
 
 
+def a_few(notes):
+    """The first three of a list, and how many more there are."""
+    more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
+    return "; ".join(notes[:3] + more)
+
+
 def report(result, hint=1):
     """What the student reads. hint: 1 a question, 2 the formula as well, 3 the place as well."""
     blank, difference = result.blank, result.difference
@@ -311,17 +371,17 @@ def report(result, hint=1):
         lines.append(f"  yours           {difference.yours}")
     if difference and difference.expected != "":
         lines.append(f"  expected        {difference.expected}")
-    if difference and difference.index:
-        lines.append(f"  first difference at index {list(difference.index)}")
-    if result.total:
+    for index, yours, expected in difference.entries if difference else ():
+        lines.append(f"  differs at index {index}: yours {yours}, expected {expected}")
+    if result.case:
         lines.append(f"  right so far: {len(result.right)} of {result.total} cases"
-                     + (f" ({'; '.join(result.right)})" if result.right else ""))
+                     + (f" ({a_few(result.right)})" if result.right else ""))
     if result.mistake:
         lines.append(f"  hint: {result.mistake.question}")
     elif is_run:
         lines.append(f"  hint: do the single functions pass? See pytest -k {blank.file}")
     elif difference:
-        lines.append("  hint: work the case through by hand, as the docstring's example does.")
+        lines.append(f"  hint: {difference.hint}")
     if hint >= 2 and not is_run:
         lines.append(f"  formula: {blank.formula}")
     if hint >= 3 and not is_run:

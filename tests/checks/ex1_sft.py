@@ -212,7 +212,7 @@ BUILD_LABELS = Blank(
     FILE, "build_labels", label_cases, slow_build_labels,
     formula="input_ids = prompt, response, end token; labels = the same with -100 in place of the "
     "prompt's tokens; both without what comes after the first max_length",
-    place=PLACE.format("build_labels"),
+    place=PLACE.format("build_labels"), outputs=("input_ids", "labels"),
     mistakes=[
         Mistake("the prompt has labels (1)", "The input_ids are right. Count the labels that are "
                 "not -100: should the model learn to write the question?",
@@ -499,6 +499,12 @@ def sft_zero_without_graph(logits, labels, count=None):
     return sft_like()(logits, labels, count)
 
 
+def sft_new_zero(logits, labels, count=None):
+    if (labels[:, 1:] == -100).all():
+        return torch.zeros(()).requires_grad_()
+    return sft_like()(logits, labels, count)
+
+
 def mean_of_rows(losses, real, labels, count):
     return (losses.where(real, 0.0).sum(dim=1) / real.sum(dim=1).clamp(min=1)).mean()
 
@@ -567,6 +573,9 @@ SFT_LOSS = Blank(
                     losses, real, labels, real.sum() if count is None else count))),
         Mistake("0 without a graph", "The numbers are right. What does loss.backward() do with a 0 "
                 "that was not computed from the logits?", sft_zero_without_graph),
+        Mistake("a new 0 with a graph of its own", "The numbers are right, and backward() works. "
+                "Where there is no label, from what is your 0 computed: does its graph lead back "
+                "to the logits?", sft_new_zero),
         Mistake("the sign", "Your loss is the expected one times -1. Is a log-probability positive "
                 "or negative, and which way does an optimiser go?",
                 sft_like(average=lambda *inputs: -divided(*inputs))),

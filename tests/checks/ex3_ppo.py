@@ -551,7 +551,7 @@ GAE = Blank(
     FILE, "compute_gae", gae_cases, slow_gae,
     formula="delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}; "
     "returns = A + V",
-    place=PLACE.format("compute_gae"),
+    place=PLACE.format("compute_gae"), outputs=("advantages", "returns"),
     mistakes=[
         Mistake("the loop runs forward (51)", "A_t needs A_{t+1}. From which end must the loop "
                 "start?", forward_gae),

@@ -26,6 +26,14 @@ def whiten_cases(seed):
             "x": torch.tensor(x), "mask": torch.tensor(mask), **options},
             expect=torch.tensor(expect))
 
+    def far_from_zero(note, mean, rows, mask):
+        """Whole numbers: float32 has their sums and their mean to the last digit, not their
+        squares. `rows` are the distances from the mean."""
+        distances, mask = torch.tensor(rows), torch.tensor(mask)
+        variance = (distances.square() * mask).sum() / (mask.sum() - 1)
+        return by_hand(note, (mean + distances).tolist(), mask.tolist(),
+                       (distances / variance.sqrt() * mask).tolist())
+
     ragged = [5, 1, 3, 2, 5]
     full, x = [[1.0, 1.0, 1.0]], [[2.0, 4.0, 6.0]]
     return [by_hand("one row without padding", x, full, [[-1.0, 0.0, 1.0]]),
@@ -40,6 +48,10 @@ def whiten_cases(seed):
             by_hand("no real entry", [[3.0, 7.0, 7.0]], [[0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]),
             by_hand("no spread at all", [[5.0, 5.0, 9.0, 9.0], [5.0, 5.0, 9.0, 9.0]],
                     [[1.0, 1.0, 0.0, 0.0]] * 2, [[0.0] * 4] * 2),
+            far_from_zero("around 10000", 1e4, [[3.0, -1.0, 1.0, -3.0]], [[1.0] * 4]),
+            far_from_zero("around -20000", -2e4, [[2.0, -2.0, 1.0, -1.0, 9.0],
+                                                  [3.0, 0.0, -2.0, -1.0, 9.0]],
+                          [[1.0, 1.0, 1.0, 1.0, 0.0]] * 2),
             case("rows that end early, noise at the padding", ragged, draw=10),
             case("a row without any entry", [4, 0, 2], draw=20),
             case("shift_mean False, rows that end early", ragged, draw=30, shift_mean=False),
@@ -66,6 +78,13 @@ def moments(x, mask):
     n = mask.sum()
     mean = (x * mask).sum() / n
     return mean, ((x - mean).square() * mask).sum() / (n - 1)
+
+
+def moments_of_squares(x, mask):
+    """The variance as a difference of two squares."""
+    n = mask.sum()
+    mean = (x * mask).sum() / n
+    return mean, ((x.square() * mask).sum() / n - mean.square()) * n / (n - 1)
 
 
 def moments_by_row(x, mask):
@@ -134,6 +153,9 @@ WHITEN = Blank(
                 whiten_like(apply=lambda x, mean, f, shift: (x - shift * mean) * f)),
         Mistake("the mean square for the variance", "With shift_mean True it agrees. Is a variance "
                 "about 0 or about the mean?", whiten_about_zero),
+        Mistake("the mean of the squares minus the square of the mean", "Small numbers agree. "
+                "float32 has seven digits: how many of them are left when two squares of 10000 "
+                "are subtracted?", whiten_like(moments_of_squares)),
         Mistake("each row by itself (63)", "A single row agrees. Over what are mean and variance "
                 "taken: a row or the batch?", whiten_like(moments_by_row)),
         Mistake("divided by the variance (64)", "Is the variance of your result 1? Which power of "
@@ -150,7 +172,8 @@ WHITEN = Blank(
                 "variance of a single number, with n - 1 below?", whiten_like(least=0)),
         Mistake("one entry counts as enough", "It agrees where there is something to whiten. From "
                 "how many entries on is there an unbiased variance?", whiten_like(least=1))],
-    right={"chosen entries in float64, the shift last": whiten_chosen_entries})
+    right={"chosen entries in float64, the shift last": whiten_chosen_entries,
+           "two passes in float32": whiten_like()})
 
 
 # ---- Averages -----------------------------------------------------------------------------------
@@ -171,6 +194,11 @@ def mean_of_rows(x, mask, count):
     return ((x * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
 
 
+def average_or(zero):
+    """The right average, and where there is no real token a 0 that was computed from nothing."""
+    return lambda x, mask, count: average(x, mask, count) if mask.any() else zero()
+
+
 def average_mistakes(version):
     """What goes wrong with averages. `version(average=...)` makes the function."""
     return [
@@ -189,7 +217,14 @@ def average_mistakes(version):
         Mistake("count is ignored", "Without a count it agrees. By what do you divide when a count "
                 "is given?", version(average=lambda x, mask, count: average(x, mask, None))),
         Mistake("0 divided by 0", "It agrees where there are real tokens. By how many do you "
-                "divide where there are none?", version(average=average_by(torch.Tensor.sum)))]
+                "divide where there are none?", version(average=average_by(torch.Tensor.sum))),
+        Mistake("0 without a graph", "The values are right. Where there is no real token, what "
+                "does loss.backward() do with your 0?",
+                version(average=average_or(lambda: torch.zeros(())))),
+        Mistake("a new 0 with a graph of its own", "The values are right, and backward() works. "
+                "Where there is no real token, from what is your 0 computed: does its graph lead "
+                "back to the inputs?",
+                version(average=average_or(lambda: torch.zeros(()).requires_grad_())))]
 
 
 def on_grid(x):
@@ -292,7 +327,7 @@ POLICY_LOSS = Blank(
     FILE, "ppo_policy_loss", policy_cases, slow_policy_loss,
     formula="max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) with ratio = exp(new - old), summed "
     "over the real tokens and divided by count",
-    place=PLACE.format("ppo_policy_loss"),
+    place=PLACE.format("ppo_policy_loss"), outputs=("loss", "clip_fraction"),
     mistakes=[
         Mistake("the smaller loss (65)", "At ratio 1 it agrees. Pessimistic means that the larger "
                 "of the two losses counts: which one do you take?",
@@ -451,6 +486,14 @@ def entropy_cases(seed):
         return Case(note, {"logits": torch.full((*mask.shape, vocabulary), 2.5).bfloat16(),
                            "mask": mask}, expect=torch.tensor(log(vocabulary)))
 
+    def unlikely(note, p, vocabulary):
+        """One token, and all the others with the probability p each."""
+        rest = vocabulary - 1
+        probabilities = torch.tensor([[[1 - rest * p] + [p] * rest]], dtype=torch.float64)
+        return Case(f"{note}, worked by hand", {
+            "logits": probabilities.log().float(), "mask": torch.ones(1, 1)}, grad=("logits",),
+            expect=torch.tensor(-(1 - rest * p) * math.log1p(-rest * p) - rest * p * log(p)))
+
     by_hand = Case("probabilities of 1/2, 1/3 and 1/4, worked by hand", {
         "logits": torch.tensor([[[2.0, 1.0, 1.0], [1.0, 1.0, 1.0], [3.0, 6.0, 3.0]]]).log(),
         "mask": torch.ones(1, 3)}, grad=("logits",),
@@ -463,6 +506,8 @@ def entropy_cases(seed):
             case("rows that end early, noise at the padding", ragged, draw=10),
             case("a row without any token", ragged_mask([4, 0, 2]), draw=20, vocabulary=4),
             case("logits around 100", ragged_mask([3, 2]), mean=100, draw=120),
+            unlikely("nineteen tokens of one in ten thousand", 1e-4, 20),
+            unlikely("thirty-nine tokens of one in a million", 1e-6, 40),
             huge("logits of size 200", full, draw=30),
             huge("logits of size 200, rows that end early", ragged, draw=40),
             equal("equal logits in bfloat16", full, 6),
@@ -491,9 +536,9 @@ def entropy_of(logits, dim=-1):
     return -(logprobs.exp() * logprobs).sum(dim=-1)
 
 
-def entropy_from_softmax(logits):
+def entropy_from_softmax(logits, small=0.0):
     p = logits.softmax(dim=-1)
-    return -(p * p.log()).sum(dim=-1)
+    return -(p * (p + small).log()).sum(dim=-1)
 
 
 def entropy_with_where(logits):
@@ -528,6 +573,10 @@ ENTROPY = Blank(
     mistakes=[
         Mistake("the log of softmax (77)", "It agrees on small logits. In float32 softmax can be "
                 "exactly 0: what is 0 times its logarithm?", entropy_like(entropy_from_softmax)),
+        *[Mistake(f"{small} under the logarithm (22)", "It agrees on large probabilities. What is "
+                  "added to a probability of a millionth, and how much larger does that make it?",
+                  entropy_like(lambda z, small=small: entropy_from_softmax(z, small)))
+          for small in (1e-5, 1e-6)],
         Mistake("NaN in the gradient (77)", "The value is right everywhere, and the gradient is "
                 "NaN where a probability is 0. Does torch.where keep a NaN out of the backward "
                 "pass?", entropy_like(entropy_with_where)),
@@ -553,6 +602,8 @@ ENTROPY = Blank(
                 "it change?", entropy_like(lambda z: entropy_of(z.detach()))),
         *average_mistakes(entropy_like)],
     right={"logsumexp minus the mean logit, in float64": entropy_by_logsumexp,
+           "logsumexp minus the mean logit, in float32": entropy_like(
+               lambda z: z.logsumexp(dim=-1) - (z.softmax(dim=-1) * z).sum(dim=-1)),
            "torch.distributions": entropy_by_torch})
 
 

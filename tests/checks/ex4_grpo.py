@@ -46,11 +46,15 @@ def sum_reward_cases(seed):
               "a prompt without numbers": ("Write a short review of the spy film.", "42", 0.0),
               "a prompt without numbers, and 0": ("Write a review of the circus film.", "0", 0.0),
               "a prompt with two numbers and no sum": ("Name 2 films with 3 pirates.", "5", 0.0),
-              "a difference": ("What is 27 - 15?", "42", 0.0)}
+              "a difference": ("What is 27 - 15?", "42", 0.0),
+              "no white space around the plus": ("What is 27+15?", "42", 0.0),
+              "white space on one side of the plus": ("What is 27 +15?", "42", 0.0),
+              "a plus between words": ("Write a recipe with salt + pepper.", "42", 0.0),
+              "numbers in words": ("What is one + two?", "3", 0.0)}
     cases += [Case(note, {"prompt": prompt, "response": response}, expect=expect)
               for note, (prompt, response, expect) in others.items()]
     # As many right sums as wrong ones: always saying 0 must not be worth much.
-    for i, (a, b) in enumerate(integers(0, 100, 13, 2, seed=seed + 1).tolist()):
+    for i, (a, b) in enumerate(integers(0, 100, 17, 2, seed=seed + 1).tolist()):
         end = ["", ".", "\n"][i % 3]
         cases.append(Case(f"right sum {i + 1}", {"prompt": f"What is {a} + {b}?",
                                                  "response": f"{a + b}{end}"}))
@@ -60,7 +64,7 @@ def sum_reward_cases(seed):
 def slow_sum_reward(prompt, response):
     """Of the response nothing may be left but the sum, and a full stop on it or after it."""
     numbers = prompt.removeprefix("What is ").removesuffix("?").split(" + ")
-    if len(numbers) != 2:
+    if len(numbers) != 2 or not "".join(numbers).isdigit():
         return 0.0
     total = str(int(numbers[0]) + int(numbers[1]))
     return float(response.split() in ([total], [total + "."], [total, "."]))
@@ -98,6 +102,11 @@ def number_in(answer, total, which):
 def needs_a_sum(prompt, response):
     question = re.search(r"(\d+) \+ (\d+)", prompt)
     return float(tidy(response) == str(sum(map(int, question.groups()))))
+
+
+def splits_at_the_plus(prompt, response):
+    numbers = prompt.removeprefix("What is ").removesuffix("?").split(" + ")
+    return float(len(numbers) == 2 and tidy(response) == str(int(numbers[0]) + int(numbers[1])))
 
 
 def adds_any_numbers(prompt, response):
@@ -150,6 +159,11 @@ SUM_REWARD = Blank(
         Mistake("a prompt without a sum crashes",
                 "What does your search give for a prompt that is no sum, and what do you do with "
                 "it?", needs_a_sum),
+        Mistake("a plus between words crashes", "A sum of numbers agrees. What stands around the "
+                "plus of \"salt + pepper\"?", splits_at_the_plus),
+        Mistake("a sum in another form is paid", "A sum has \" + \" between its numbers here, and "
+                "your search takes more than that. What does the docstring say of other prompts?",
+                sum_reward_like(pattern=r"(\d+)\s*\+\s*(\d+)")),
         Mistake("adds whatever numbers there are", "Does every prompt with numbers in it ask for "
                 "their sum?", adds_any_numbers),
         Mistake("reads one digit",
@@ -171,6 +185,7 @@ def advantage_cases(seed):
 
     one = 1 / 1.0001  # a standard deviation of 1, and eps
     rewards = torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 5.0])
+    steps = torch.tensor([-1.0, 0.0, 0.0, 1.0])
     equal, sizes = torch.tensor(EQUAL), torch.tensor([1.0, 2.0, 0.5]).repeat_interleave(5)
     return [case("one group of three", draw(1, 3, shift=0), 3),
             case("two groups, worked by hand", rewards, 3,
@@ -185,6 +200,10 @@ def advantage_cases(seed):
             case("right and wrong answers, groups of two", torch.tensor([0, 1, 1, 0, 1, 1.0]), 2),
             case("a spread as small as eps", 1e-4 * normal(12, seed=seed + 40), 4),
             case("a small spread, scale none", 1e-3 * normal(12, seed=seed + 80), 4, "none"),
+            case("a small spread around 128, worked by hand", 128 + steps / 4096, 4,
+                 expect=steps / (math.sqrt(2 / 3) + 0.4096)),
+            case("a small spread around 128, scale none, worked by hand", 128 + steps / 4096, 4,
+                 "none", expect=steps / 4096),
             case("eps 0.5", draw(2, 6, shift=50), 6, "std", 0.5),
             case("groups without spread", equal.repeat_interleave(7), 7),
             case("groups without spread, scale none", 1000 * equal.repeat_interleave(7), 7, "none"),
@@ -244,6 +263,22 @@ def advantages_in_place(rewards, group_size, scale="std", eps=1e-4):
     return correct
 
 
+def zeros_where_the_std_is_zero(rewards, group_size, scale="std", eps=1e-4):
+    groups = rewards.view(-1, group_size)
+    advantages = groups - groups.mean(dim=1, keepdim=True)
+    variance = advantages.square().sum(dim=1, keepdim=True) / max(group_size - 1, 1)
+    if scale == "std":
+        advantages = advantages / (variance.sqrt() + eps)
+    return torch.where(variance == 0, 0.0, advantages).flatten()
+
+
+def zeros_where_rewards_are_close(rewards, group_size, scale="std", eps=1e-4):
+    groups = rewards.view(-1, group_size)
+    near = torch.isclose(groups, groups[:, :1]).all(dim=1, keepdim=True).expand(groups.shape)
+    advantages = advantages_like()(rewards, group_size, scale, eps)
+    return torch.where(near.flatten(), 0.0, advantages)
+
+
 def biased(groups, eps):
     return groups.std(dim=1, keepdim=True, unbiased=False) + eps
 
@@ -276,6 +311,13 @@ ADVANTAGES = Blank(
                 "digit, and eps is small: what makes the advantage exactly 0?", advantages_like(
                     exact_zeros=False, divisor=lambda groups, eps: unbiased(
                         groups, eps) if groups.shape[1] > 1 else 1.0)),
+        Mistake("asks whether the standard deviation is 0",
+                "Groups with some spread agree. Is the standard deviation of equal rewards exactly "
+                "0 as a computer computes it, for every size of a group? Which question about the "
+                "rewards can be answered without rounding?", zeros_where_the_std_is_zero),
+        Mistake("zeros where the rewards are nearly equal",
+                "Groups of a large spread agree, and so do those without any. Should rewards that "
+                "differ a little count as equal?", zeros_where_rewards_are_close),
         Mistake("no exact zeros, and a group of one is not a number",
                 "Larger groups with some spread agree. In the others the mean may be off in its "
                 "last digit. And how many numbers does an unbiased standard deviation need?",
@@ -362,6 +404,8 @@ def informative_cases(seed):
             case("equal rewards", torch.tensor(EQUAL).repeat_interleave(7), 7),
             case("one group of equal rewards", torch.full((7,), 5.3), 7),
             case("one large group of equal rewards", torch.full((13,), 0.3), 13),
+            *[case(f"equal rewards in float64, groups of {size}", torch.tensor(
+                EQUAL, dtype=torch.float64).repeat_interleave(size), size) for size in (3, 6, 7)],
             case("groups of one", draw(3, shift=50), 1)]
 
 
@@ -412,6 +456,12 @@ INFORMATIVE = Blank(
                 "of equal numbers that number, to its last digit?",
                 informative_like(lambda groups: (groups != groups.mean(
                     dim=1, keepdim=True)).any(dim=1))),
+        Mistake("compares with the mean, as Python's sum() computes it",
+                "In float32 it agrees, because Python computes with more digits than that. In "
+                "float64 it does not: what is (0.1 + 0.1 + 0.1) / 3?",
+                informative_like(lambda groups: torch.tensor(
+                    [any(reward != sum(group) / len(group) for reward in group)
+                     for group in groups.tolist()]))),
         Mistake("asks for a standard deviation above 0",
                 "One group of equal rewards is kept. Is the standard deviation that torch computes "
                 "exactly 0 there?",
@@ -705,6 +755,13 @@ def aggregate_like(real=only_real, sequence=by_sequence, token=by_token, constan
     return aggregate_loss
 
 
+def zero_from_nothing(zero):
+    """A version that returns a 0 of its own where there is no token."""
+    def aggregate_loss(token_loss, mask, *rest):
+        return aggregate_like()(token_loss, mask, *rest) if mask.any() else zero()
+    return aggregate_loss
+
+
 def without_count(way):
     return lambda losses, mask, max_length, count: way(losses, mask, max_length, None)
 
@@ -791,6 +848,13 @@ AGGREGATE = Blank(
             "divide where there are none?",
             aggregate_like(sequence=lambda *inputs: by_sequence(*inputs, least=0),
                            token=lambda *inputs: by_token(*inputs, least=0))),
+        Mistake(
+            "0 without a graph", "The values are right. Where there is no token, what does "
+            "loss.backward() do with your 0?", zero_from_nothing(lambda: torch.zeros(()))),
+        Mistake(
+            "a new 0 with a graph of its own", "The values are right, and backward() works. Where "
+            "there is no token, from what is your 0 computed: does its graph lead back to the "
+            "token losses?", zero_from_nothing(lambda: torch.zeros(()).requires_grad_())),
         Mistake(
             "count is ignored", "Without count it agrees. Who calls this function with a part of a "
             "batch, and by what must the part be divided?",

