@@ -2,8 +2,8 @@
 
 What you will see. First a *base* model learns to predict the next token of raw text. Asked a
 question, it rambles: it has never seen one. Then the same model is trained on pairs of instruction
-and response, and it answers and stops. Only the data and the labels change between the two: the
-loss and the loop are the same.
+and response, and it answers and stops. The data, the labels and the learning rate change between
+the two: the loss and the loop are the same.
 
 The formulas
     loss         L = -(1/N) sum_t log p(x_t | x_<t), over the N tokens that have a label
@@ -14,11 +14,13 @@ The formulas
 How to run it
     python lesson1_sft.py                                    offline, about a minute on two cores
     python lesson1_sft.py --prompt "What is 27 + 15?"        one answer of the trained model
+    python lesson1_sft.py --prompt "Translate into Chinese: | I love tea."    with an input
     python lesson1_sft.py --model runs/ppo --chat            talk to any model
     python lesson1_sft.py --model gpt2 --data alpaca.jsonl   your own model and data
 
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
-metrics.jsonl (a line a step), TensorBoard logs and samples.md. Lesson 2 starts from runs/sft.
+metrics.jsonl (a line a step) and TensorBoard logs, and runs/sft/samples.md. Lesson 2 starts from
+runs/sft.
 
 Then close this file and write the maths yourself, in exercises/ex1_sft.py: "pytest -k ex1" checks
 it, and "python lesson1_sft.py --exercise" trains with it.
@@ -70,7 +72,7 @@ class Config:
     base_steps: int = flag(100, "optimiser steps of the tiny base model")
     batch_size: int = flag(32, "examples an optimiser step, over all processes")
     micro_batch_size: int = flag(64, "examples a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(None, "peak (default: 1.5e-3 tiny model, 2e-5 others)")
+    learning_rate: Optional[float] = flag(None, "peak (default: 1.5e-3; 2e-5 with --model)")
     bucket: Optional[int] = flag(None, "batches sorted by length together (1 tiny world, 8 --data)")
     warmup_steps: int = flag(20, "steps over which the learning rate rises to its peak")
     weight_decay: float = flag(0.01, "of AdamW")
@@ -86,8 +88,8 @@ class Config:
     exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
     config: str = flag("", "JSON file of settings; what is typed wins")
-    prompt: str = flag("", "print the answer of --model (default: this run) and train nothing")
-    chat: bool = flag(False, "talk to --model (default: this run) and train nothing")
+    prompt: str = flag("", "answer this, or 'instruction | input', and train nothing")
+    chat: bool = flag(False, "talk to --model (default: this run), and train nothing")
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
@@ -132,7 +134,8 @@ def pad_batch(examples, pad_id):
 
 
 def sft_loss(logits, labels, count=None):
-    """Cross-entropy summed over the labelled tokens, divided by `count` (default: their number)."""
+    """Cross-entropy summed over the labelled tokens (it leaves out the label -100, its
+    ignore_index), divided by `count` (default: their number)."""
     logits = logits[:, :-1]  # (B, T-1, V): position t predicts ...
     labels = labels[:, 1:]  # (B, T-1): ... token t + 1
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
@@ -291,7 +294,7 @@ def bucketed_batches(lengths, batch_size, bucket, seed):
 
 # Words to know.
 # Causal language models (GPT-2, Llama, Qwen) see only what came before, and can therefore write.
-#   Masked ones (BERT) see both sides and fill in gaps: they do not load here.
+#   Masked ones (BERT) see both sides and fill in gaps: they cannot write, and are of no use here.
 # The end token (eos) says that an answer is over. Chat models may have several.
 # The pad token fills up the short rows of a batch. GPT-2 has none, and others use an end token for
 #   it, so that nobody can tell an end from padding. Every model gets one of its own here.
@@ -357,18 +360,20 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
 
 
 def chat(model, tokenizer, config):
-    """Answers --prompt or, with --chat, every line that is typed, until an empty one."""
+    """Answers --prompt or, with --chat, every line that is typed, until an empty one. What comes
+    after a | is the instruction's input."""
     for instruction in [config.prompt] if config.prompt else sys.stdin:
         if not instruction.strip():
             break
-        prompt = tokenizer.encode(format_prompt(instruction.strip()), add_special_tokens=False)
+        prompt = format_prompt(*map(str.strip, instruction.split("|", maxsplit=1)))
+        prompt = tokenizer.encode(prompt, add_special_tokens=False)
         response = generate(model, tokenizer, [prompt], config.max_new_tokens)[2]
         print(tokenizer.decode(response[0], skip_special_tokens=True), flush=True)
 
 
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
-FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+FREE_TO_CHANGE = "resume overwrite config device save_every log_level runs_dir micro_batch_size"
 MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
@@ -414,7 +419,7 @@ def read_config(arguments):
             die(f"cannot read settings from {file}: {error}")
         config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
-        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+        if config.resume and name not in FREE_TO_CHANGE.split() and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
         least = 1 if type(value) is int and name not in MAY_BE_0 else 0
@@ -441,8 +446,8 @@ def start(config):
 
 
 def run_folder(config, run_name=None):
-    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have that model's
-    name in between, so that stages of different models never mix."""
+    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have the last
+    part of that model's name in between, so that stages of different models do not mix."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
@@ -458,6 +463,8 @@ def open_run(config, accelerator):
         return folder
     try:
         if folder.is_dir() and any(folder.iterdir()):
+            if Path(config.model).resolve() == folder.resolve():
+                die(f"{folder} is --model and would be replaced: choose another --run_name")
             if not (folder / "config.json").is_file():
                 die(f"{folder} holds files that no lesson wrote: choose another --run_name")
             number = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
@@ -547,7 +554,7 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows])
+        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -590,7 +597,7 @@ def batch_loss(model, data, rows, count, tokenizer, accelerator):
 
 @torch.no_grad()
 def held_out_loss(model, data, tokenizer, config, accelerator):
-    """A token's mean loss on the held-out examples; exp of it is the perplexity."""
+    """A token's mean loss on the held-out examples: the logarithm of their perplexity."""
     losses, tokens = [], []
     for rows in torch.arange(len(data)).split(config.micro_batch_size):
         tokens.append(sum(data[rows.tolist()]["num_labels"]))
@@ -605,7 +612,7 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
     run = Run(folder, config, accelerator, model=model, optimizer=optimizer, schedule=schedule)
-    per_epoch = -(-len(data) // config.batch_size)
+    per_epoch = math.ceil(len(data) / config.batch_size)
     lengths = [len(ids) for ids in data["input_ids"]]
     batches = []
     for step in run.steps(config.steps):
@@ -641,8 +648,7 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
                 run.extra["best"] = stats["loss/held_out"]
                 if run.is_main:
                     save_model(model, tokenizer, folder / "best")
-        run.end_step(step, stats, loss=f"{stats['loss/train']:.2f}",
-                     held_out=f"{run.extra.get('best', float('nan')):.2f}")
+        run.end_step(step, stats, loss=stats["loss/train"], held_out=run.extra.get("best", "none"))
     if "best" not in run.extra:
         die("the held-out loss was never a number: lower --learning_rate")
     if run.is_main:
@@ -659,7 +665,7 @@ def make_base(config, accelerator):
     if file.is_file():
         made_with = json.loads(file.read_text(encoding="utf-8"))
         config.resume = all(made_with.get(name) == value for name, value in vars(config).items()
-                            if name not in FREE_TO_CHANGE)
+                            if name not in FREE_TO_CHANGE.split())
         if config.resume and (file.parent / "model").is_dir():
             return load_causal_lm(file.parent)
     world = tiny_world(config.num_examples, config.seed)
@@ -690,14 +696,17 @@ def main():
         data, held_out = tiny_world(config.num_examples, config.seed), tiny_world(600, 0, True)
     if config.model:
         model, tokenizer = load_causal_lm(config.model)
-        folder = open_run(config, accelerator)
+    elif config.run_name == "base":
+        die("--run_name base is the name of the base model: choose another")
     else:
-        folder = open_run(config, accelerator)
+        folder = open_run(config, accelerator)  # before minutes of training, should it be refused
         model, tokenizer = make_base(config, accelerator)
     globals().update(mine)  # only now: the base model is always made with the lesson's functions
     model.to(accelerator.device)
     examples, held_out_examples = (
         tokenize_examples(part, tokenizer, config) for part in (data, held_out))
+    if config.model:
+        folder = open_run(config, accelerator)
 
     def look():
         """The held-out loss, and answers to the first few held-out prompts."""

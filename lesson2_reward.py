@@ -26,6 +26,7 @@ checks it, and "python lesson2_reward.py --exercise" trains with it.
 import inspect
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -69,7 +70,7 @@ class Config:
     num_held_out: int = flag(4000, "pairs to measure on, at most")
     batch_size: int = flag(64, "pairs an optimiser step, over all processes")
     micro_batch_size: int = flag(64, "pairs a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(None, "peak (default: 5e-4 tiny model, 1e-5 others)")
+    learning_rate: Optional[float] = flag(None, "peak (default: 5e-4; 1e-5 with --model)")
     warmup_steps: int = flag(10, "steps over which the learning rate rises to its peak")
     weight_decay: float = flag(0.01, "of AdamW")
     freeze_backbone: bool = flag(False, "train the score head alone")
@@ -274,7 +275,7 @@ def score_answers(model, tokenizer, ids):
 
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
-FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+FREE_TO_CHANGE = "resume overwrite config device save_every log_level runs_dir micro_batch_size"
 MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
@@ -320,7 +321,7 @@ def read_config(arguments):
             die(f"cannot read settings from {file}: {error}")
         config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
-        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+        if config.resume and name not in FREE_TO_CHANGE.split() and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
         least = 1 if type(value) is int and name not in MAY_BE_0 else 0
@@ -347,8 +348,8 @@ def start(config):
 
 
 def run_folder(config, run_name=None):
-    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have that model's
-    name in between, so that stages of different models never mix."""
+    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have the last
+    part of that model's name in between, so that stages of different models do not mix."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
@@ -364,6 +365,8 @@ def open_run(config, accelerator):
         return folder
     try:
         if folder.is_dir() and any(folder.iterdir()):
+            if Path(config.model).resolve() == folder.resolve():
+                die(f"{folder} is --model and would be replaced: choose another --run_name")
             if not (folder / "config.json").is_file():
                 die(f"{folder} holds files that no lesson wrote: choose another --run_name")
             number = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
@@ -453,7 +456,7 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows])
+        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -476,7 +479,7 @@ def make_missing(folder, lesson, duration, config):
     if (folder / "model").is_dir():
         return
     if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
-        die(f"{folder} is missing: run python {lesson} first")
+        die(f"{folder} is missing: run python {lesson} first (with the same --model, if any)")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
@@ -551,7 +554,7 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-    per_epoch = -(-len(data) // config.batch_size)
+    per_epoch = math.ceil(len(data) / config.batch_size)
     steps = config.steps or config.rm_epochs * per_epoch
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
     run = Run(folder, config, accelerator, model=model, optimizer=optimizer, schedule=schedule)
@@ -584,7 +587,7 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
         loss, center, accuracy = accelerator.reduce(sums, reduction="sum").tolist()
         stats = {"accuracy/train": accuracy, "loss/pairwise": loss, "loss/center": center,
                  "grad_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
-        run.end_step(step, stats, accuracy=f"{accuracy:.2f}", loss=f"{loss:.2f}")
+        run.end_step(step, stats, accuracy=accuracy, loss=loss)
     return run
 
 

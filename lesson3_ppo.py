@@ -11,6 +11,10 @@ The formulas
     policy loss  mean of max(-A_t ratio_t, -A_t clip(ratio_t, 1 - eps, 1 + eps)),
                  ratio_t = p(y_t) / p_old(y_t): the policy now over the policy that sampled
     value loss   half the mean of (V_t - (A_t + V_old_t))^2, clipped as well
+p is the policy, the model that learns, and p_ref the reference: a frozen copy of what it began as.
+The penalty (beta is --kl_coef) keeps the two close, because only there can the score be trusted.
+V_t, from the value head, guesses the rewards still to come; eps is --clip_range. The policy loss
+uses advantages that were whitened: mean 0, variance 1.
 
 How to run it
     python lesson3_ppo.py                          offline; makes lessons 1 and 2 where missing
@@ -72,7 +76,7 @@ class Config:
     ppo_epochs: int = flag(4, "times that a step's samples are learned from")
     batch_size: int = flag(32, "samples an optimiser step, over all processes")
     micro_batch_size: int = flag(64, "samples a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(None, "default: 1e-4 for the tiny model, 1e-6 others")
+    learning_rate: Optional[float] = flag(None, "default: 1e-4; 1e-6 with --model")
     value_learning_rate: float = flag(1e-3, "of the value head")
     kl_coef: float = flag(0.1, "weight of the KL penalty, beta", "--kl_beta", "--kl-beta")
     kl_in: Literal["reward", "loss", "old"] = flag(
@@ -80,7 +84,7 @@ class Config:
         "loss, or k3 to the policy that sampled in the loss")
     target_kl: float = flag(0.0, "adapt kl_coef to this KL a response (0: kl_coef is fixed)")
     max_kl: float = flag(0.2, "stop a step's epochs when kl/approx passes this (0: never)")
-    clip_range: float = flag(0.2, "the ratio may gain within 1 +- this, a value within +- this")
+    clip_range: float = flag(0.2, "no gain outside 1 +- this (a ratio) or old +- this (a value)")
     value_coef: float = flag(0.5, "weight of the value loss")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
     gamma: float = flag(1.0, "discount a token")
@@ -346,14 +350,14 @@ def load_score(config, tokenizer, device):
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
-    except (OSError, ValueError) as error:
-        die(f"cannot load the reward model {config.reward!r}: {str(error).splitlines()[0]}")
+        # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
+        mean, std = model.config.score_mean, model.config.score_std
+    except (OSError, ValueError, AttributeError) as error:
+        die(f"{config.reward!r} is no reward model of lesson 2: {str(error).splitlines()[0]}")
     if vocabulary != tokenizer.get_vocab():
         die(f"{config.reward} and the policy have different tokenizers: train a reward model that "
             "starts from the policy's model (lesson2_reward.py --model ...)")
     model.to(device).eval()
-    # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
-    mean, std = getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
 
     def score(ids, attention_mask, texts):
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -365,7 +369,7 @@ def load_score(config, tokenizer, device):
 
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
-FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+FREE_TO_CHANGE = "resume overwrite config device save_every log_level runs_dir micro_batch_size"
 MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
@@ -411,7 +415,7 @@ def read_config(arguments):
             die(f"cannot read settings from {file}: {error}")
         config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
-        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+        if config.resume and name not in FREE_TO_CHANGE.split() and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
         least = 1 if type(value) is int and name not in MAY_BE_0 else 0
@@ -438,8 +442,8 @@ def start(config):
 
 
 def run_folder(config, run_name=None):
-    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have that model's
-    name in between, so that stages of different models never mix."""
+    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have the last
+    part of that model's name in between, so that stages of different models do not mix."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
@@ -455,6 +459,8 @@ def open_run(config, accelerator):
         return folder
     try:
         if folder.is_dir() and any(folder.iterdir()):
+            if Path(config.model).resolve() == folder.resolve():
+                die(f"{folder} is --model and would be replaced: choose another --run_name")
             if not (folder / "config.json").is_file():
                 die(f"{folder} holds files that no lesson wrote: choose another --run_name")
             number = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
@@ -544,7 +550,7 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows])
+        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -567,7 +573,7 @@ def make_missing(folder, lesson, duration, config):
     if (folder / "model").is_dir():
         return
     if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
-        die(f"{folder} is missing: run python {lesson} first")
+        die(f"{folder} is missing: run python {lesson} first (with the same --model, if any)")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
@@ -740,7 +746,7 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
     optimizer = torch.optim.AdamW(
         [{"params": policy.lm.parameters(), "lr": config.learning_rate},
          {"params": policy.value_head.parameters(), "lr": config.value_learning_rate}],
-        eps=1e-5, weight_decay=0.0)
+        eps=1e-5, weight_decay=0.0)  # eps as in OpenAI's PPO; weights should stay where they are
     run = Run(folder, config, accelerator, policy=policy, optimizer=optimizer)
     for step in run.steps(config.steps):
         dice = random.Random(f"{config.seed} {step}")
@@ -752,8 +758,8 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
         if config.target_kl:
             run.extra["kl_coef"] = adaptive_kl_coef(kl_coef, stats["kl/ref_sum"], config.target_kl,
                                                     config.num_samples, 10 * config.num_samples)
-        run.end_step(step, stats, reward=f"{stats['reward/avg']:.2f}",
-                     gold=f"{stats.get('gold/avg', 0):.2f}", kl=f"{stats['kl/ref_sum']:.1f}")
+        run.end_step(step, stats, reward=stats["reward/avg"], kl=stats["kl/ref_sum"],
+                     gold=stats.get("gold/avg", "unknown"))
     return run
 
 
@@ -763,6 +769,9 @@ def main():
     globals().update(load_exercises() if config.exercise else {})
     if not config.temperature:
         die("--temperature must be above 0: the policy has to try different answers")
+    if config.target_kl and (config.kl_coef == 0 or config.kl_in == "old"):
+        die("--target_kl adapts a penalty to the reference: it needs --kl_coef above 0, and "
+            "--kl_in reward or loss")
     if config.num_samples % config.batch_size or config.batch_size % accelerator.num_processes:
         die("--batch_size must divide --num_samples, and the number of processes --batch_size")
     config.reward = config.reward or str(run_folder(config, "reward"))

@@ -1,10 +1,10 @@
 """Lesson 4: GRPO. The answers get right: a reward that can be checked, and no value function.
 
-What you will see. The fine-tuned model adds two numbers right in little more than half of its
-samples: it is unsure, and it learned from people who sometimes slip. Group relative policy
-optimisation (GRPO) samples a group of answers to every sum and makes those likelier that did better
-than their group. One sample becomes nearly as good as the best of eight were before: the model
-could do it already, and now it does it reliably.
+What you will see. The fine-tuned model adds two numbers right in two of three samples: it is
+unsure, and it learned from people who sometimes slip. Group relative policy optimisation (GRPO)
+samples a group of answers to every sum and makes those likelier that did better than their group.
+One sample comes most of the way to what the best of eight was before: the model could do it
+already, and now it does it reliably.
 
 The formulas
     advantage    A_i = (r_i - mean(r)) / (std(r) + eps) over the G answers to the same prompt
@@ -21,8 +21,8 @@ How to run it
     python lesson4_grpo.py --reward my_rewards.py:f   f(prompts=, responses=, ...) -> list of floats
     Dr. GRPO: --average constant --scale none      DAPO: --average token --kl_coef 0
 
-It writes runs/grpo. In the first step the loss is 0 and its gradient is not: each group's
-advantages add up to 0. Watch the reward instead.
+It writes runs/grpo. Before the first update the loss is 0 and its gradient is not: each group's
+advantages add up to 0 (the log shows a mean over the epochs). Watch the reward instead.
 
 Then close this file and write the maths yourself, in exercises/ex4_grpo.py: "pytest -k ex4" checks
 it, and "python lesson4_grpo.py --exercise" trains with it.
@@ -79,15 +79,15 @@ class Config:
     learning_rate: Optional[float] = flag(None, "4e-4 for sums, else 1e-4; 1e-6 with --model")
     kl_coef: Optional[float] = flag(None, "beta of the KL term (0.01 for sums, else 0.4; 0: no "
                                     "reference model)", "--kl_beta", "--kl-beta")
-    clip_low: float = flag(0.2, "the ratio may gain down to 1 - this")
-    clip_high: float = flag(0.28, "the ratio may gain up to 1 + this")
+    clip_low: float = flag(0.2, "no gain from a ratio below 1 - this, where A < 0")
+    clip_high: float = flag(0.28, "no gain from a ratio above 1 + this, where A > 0")
     scale: Literal["std", "none"] = flag("std", "divide a group's advantages by its std, or not")
     average: Literal["sequence", "token", "constant"] = flag("sequence", "how the loss is averaged")
     drop_uninformative: bool = flag(True, "leave out groups whose rewards are all the same")
     temperature: float = flag(1.0, "of the sampling, and of every log-probability")
     missing_eos_penalty: Optional[float] = flag(None, "a cut answer pays it (0 for sums, else 1)")
     pass_k: int = flag(8, "the k of pass@k, out of 2k samples")
-    eval_every: int = flag(40, "steps between two measurements on held-out sums")
+    eval_every: int = flag(40, "steps between two evaluations (of sums: on held-out ones)")
     max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
     max_new_tokens: Optional[int] = flag(None, "tokens of a response (4 for sums, else 40)")
     save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)")
@@ -338,9 +338,9 @@ def load_grpo_reward(config, tokenizer, device):
         return lambda ids, mask, texts, rows: score(ids, mask, texts)
     else:
         file, name = config.reward.rsplit(":", 1)
-        if not Path(file).is_file() or name not in (found := runpy.run_path(file)):
-            die(f"--reward {config.reward}: there is no file {file}, or no function {name} in it")
-        function = found[name]
+        found = runpy.run_path(file) if Path(file).is_file() else {}
+        function = found.get(name) or die(
+            f"--reward {config.reward}: there is no file {file}, or no function {name} in it")
 
     def reward(ids, mask, texts, rows):
         columns = {c: rows[c] for c in rows.keys() - {"prompts", "responses", "prompt_ids"}}
@@ -360,14 +360,14 @@ def load_score(config, tokenizer, device):
     try:
         model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
-    except (OSError, ValueError) as error:
-        die(f"cannot load the reward model {config.reward!r}: {str(error).splitlines()[0]}")
+        # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
+        mean, std = model.config.score_mean, model.config.score_std
+    except (OSError, ValueError, AttributeError) as error:
+        die(f"{config.reward!r} is no reward model of lesson 2: {str(error).splitlines()[0]}")
     if vocabulary != tokenizer.get_vocab():
         die(f"{config.reward} and the policy have different tokenizers: train a reward model that "
             "starts from the policy's model (lesson2_reward.py --model ...)")
     model.to(device).eval()
-    # Lesson 2 measured these: a score of 1 is one standard deviation above the average.
-    mean, std = getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
 
     def score(ids, attention_mask, texts):
         position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -379,7 +379,7 @@ def load_score(config, tokenizer, device):
 
 # ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
 
-FREE_TO_CHANGE = {"resume", "overwrite", "config", "device", "save_every", "log_level", "runs_dir"}
+FREE_TO_CHANGE = "resume overwrite config device save_every log_level runs_dir micro_batch_size"
 MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
 
 
@@ -425,7 +425,7 @@ def read_config(arguments):
             die(f"cannot read settings from {file}: {error}")
         config = Config(**vars(parser.parse_args(earlier + arguments)))
     for name, value in vars(config).items():
-        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+        if config.resume and name not in FREE_TO_CHANGE.split() and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
                 "flag out, or begin a run of another --run_name")
         least = 1 if type(value) is int and name not in MAY_BE_0 else 0
@@ -452,8 +452,8 @@ def start(config):
 
 
 def run_folder(config, run_name=None):
-    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have that model's
-    name in between, so that stages of different models never mix."""
+    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have the last
+    part of that model's name in between, so that stages of different models do not mix."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
@@ -469,6 +469,8 @@ def open_run(config, accelerator):
         return folder
     try:
         if folder.is_dir() and any(folder.iterdir()):
+            if Path(config.model).resolve() == folder.resolve():
+                die(f"{folder} is --model and would be replaced: choose another --run_name")
             if not (folder / "config.json").is_file():
                 die(f"{folder} holds files that no lesson wrote: choose another --run_name")
             number = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
@@ -558,7 +560,7 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows])
+        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -581,7 +583,7 @@ def make_missing(folder, lesson, duration, config):
     if (folder / "model").is_dir():
         return
     if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
-        die(f"{folder} is missing: run python {lesson} first")
+        die(f"{folder} is missing: run python {lesson} first (with the same --model, if any)")
     print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
     command = [sys.executable, str(Path(__file__).with_name(lesson)),
                f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
@@ -680,7 +682,7 @@ def grpo_loss(policy, batch, counts, config):
 
 
 def grpo_update(policy, optimizer, rollout, config, accelerator):
-    """Several epochs of minibatches on one rollout -> stats, averaged over the minibatches."""
+    """Several epochs of minibatches on the kept groups -> stats, averaged over the minibatches."""
     history, names = [], ["loss/grpo", "entropy/avg", "clip/fraction", "kl/approx", "kl/ref"]
     for _ in range(config.ppo_epochs):
         order = torch.randperm(len(rollout.ids))
@@ -690,19 +692,19 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
             num_rows, num_tokens = accelerator.reduce(size, reduction="sum").clamp(min=1)
             counts = {"sequence": num_rows, "token": num_tokens,
                       "constant": num_rows * config.max_new_tokens}
-            sums = {name: torch.zeros((), device=accelerator.device) for name in names}
+            totals = {name: torch.zeros((), device=accelerator.device) for name in names}
             for piece in filter(len, rows.split(config.micro_batch_size)):  # rows may be none
                 with accelerator.autocast():
                     loss, parts = grpo_loss(policy, rollout[piece], counts, config)
                 loss.backward()
                 for name, part in parts.items():
-                    sums[name] += part
+                    totals[name] += part
             add_up_gradients(policy, accelerator)
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            sums = accelerator.reduce(sums, reduction="sum") | {"grad_norm": norm}
-            history.append({name: total.item() for name, total in sums.items()})
+            totals = accelerator.reduce(totals, reduction="sum") | {"grad_norm": norm}
+            history.append({name: total.item() for name, total in totals.items()})
     shown = [name for name in history[0] if config.kl_coef or name != "kl/ref"]
     return {name: sum(stats[name] for stats in history) / len(history) for name in shown}
 
@@ -728,23 +730,21 @@ def grpo_step(policy, reference, reward, tokenizer, data, rows, optimizer, confi
 @torch.no_grad()
 def evaluate(policy, reward, tokenizer, data, config):
     """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
-    rows, n, results = range(min(300, len(data))), 2 * config.pass_k, []
+    batch, n, results = data[:300], 2 * config.pass_k, []
     torch.manual_seed(config.seed)
-    for temperature, copies in ((0.0, 1), (config.temperature, n)):
-        batch = data[[row for row in rows for _ in range(copies)]]
+    for temperature in [0.0] + [config.temperature] * n:  # one at a time: n at once need memory
         ids, prompt_mask, response = generate(
             policy, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature)
         mask = response_mask(response, policy.generation_config.eos_token_id).long()
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
-        rewards = reward(torch.cat([ids, response], dim=1),
-                         torch.cat([prompt_mask, mask], dim=1), texts, batch)
-        results.append(rewards.view(len(rows), copies))
-    greedy, sampled = results[0].mean().item(), results[1].mean().item()
+        results.append(reward(torch.cat([ids, response], dim=1),
+                              torch.cat([prompt_mask, mask], dim=1), texts, batch))
+    greedy, sampled = results[0].mean().item(), torch.stack(results[1:]).mean().item()
     if config.reward != "sum":
-        return {"reward/greedy": greedy, "reward/sampled": sampled}, texts[::n]
-    passed = [pass_at_k(n, int(correct), config.pass_k) for correct in results[1].sum(dim=1)]
+        return {"reward/greedy": greedy, "reward/sampled": sampled}, texts
+    passed = [pass_at_k(n, int(correct), config.pass_k) for correct in sum(results[1:])]
     return {"accuracy/greedy": greedy, "accuracy/sampled": sampled,
-            "accuracy/pass@k": sum(passed) / len(passed)}, texts[::n]
+            "accuracy/pass@k": sum(passed) / len(passed)}, texts
 
 
 def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, config, accelerator):
@@ -761,8 +761,8 @@ def train_grpo(policy, reference, reward, tokenizer, data, held_out, folder, con
         schedule.step()
         if step % config.eval_every == 0 and step < config.steps:
             stats |= evaluate(policy, reward, tokenizer, held_out, config)[0]
-        run.end_step(step, stats, reward=f"{stats['reward/avg']:.2f}",
-                     kl=f"{stats.get('kl/ref', 0):.3f}", same=f"{stats['group/zero_std']:.0%}")
+        run.end_step(step, stats, reward=stats["reward/avg"], kl=stats.get("kl/ref", "unknown"),
+                     same=f"{stats['group/zero_std']:.0%}")
     return run
 
 

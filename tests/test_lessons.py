@@ -398,8 +398,9 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(chain, number):
     assert len(metrics(chain.runs / name)) == 2  # the step was finished, and no other begun
     assert not (chain.runs / name / "model").exists()
 
-    refused = run(chain.folder, number, f"--run_name={name}", "--resume", "--seed=7")
-    assert_one_line(refused, "seed", "7")
+    refused = run(chain.folder, number, f"--run_name={name}", "--resume", "--micro_batch_size=99",
+                  "--seed=7")
+    assert_one_line(refused, "seed", "7")  # and not the micro-batches: they change no result
 
     resumed = finish(start(chain.folder, command_to_go_on(stopped)))
     assert resumed.code == 0, resumed.err
@@ -594,6 +595,16 @@ BAD_INPUT = [
     (1, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (2, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (3, ["--max_prompt_length=3"], ["max_prompt_length"]),
+    (1, ["--max_prompt_length=3", "--model=runs/base"], ["max_prompt_length"]),
+    (1, ["--run_name=base"], ["run_name", "base"]),
+    (1, ["--model=runs/sft", "--run_name=sft"], ["--model", "sft"]),
+    (3, ["--model=runs/ppo", "--run_name=ppo"], ["--model", "ppo"]),
+    (4, ["--model=runs/grpo/", "--run_name=grpo", "--overwrite"], ["--model", "grpo"]),
+    (3, ["--target_kl=3", "--kl_coef=0"], ["target_kl", "kl_coef"]),
+    (3, ["--target_kl=3", "--kl_in=old"], ["target_kl", "kl_in"]),
+    (3, ["--temperature=0"], ["temperature"]),
+    (4, ["--temperature=0"], ["temperature"]),
+    (4, ["--group_size=1"], ["group_size"]),
     (1, ["--config=no-such.json"], ["no-such.json"]),
     (1, ["--config=broken.json"], ["broken.json"]),
     (1, ["--config=list.json"], ["list.json"]),
@@ -604,6 +615,7 @@ BAD_INPUT = [
     (4, ["--reward=no_such.py:f"], ["no_such.py"]),
     (4, ["--reward=rewards.py:g"], ["rewards.py", "g"]),
     (4, ["--reward=rewards.py:too_few", "--batch_size=8"], ["too_few", "returned"]),
+    (3, ["--reward=runs/sft"], ["runs/sft", "no reward model"]),
     (3, ["--reward=other"], ["other", "tokenizer"]),
     (4, ["--reward=other", "--max_new_tokens=6"], ["other", "tokenizer"]),
     (1, ["--prompt=Hi", "--model=empty"], ["empty"]),

@@ -325,6 +325,21 @@ def test_prompts_that_are_too_long_are_left_out(lesson1, gpt2, capsys):
         lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
 
 
+def test_a_prompt_may_have_an_input(lesson1, gpt2, monkeypatch):
+    model, tokenizer = lesson1.load_causal_lm(gpt2)
+    asked = []
+
+    def generate(model, tokenizer, prompts, max_new_tokens):
+        asked.extend(tokenizer.batch_decode(prompts))
+        return None, None, torch.tensor([[5]])
+
+    monkeypatch.setattr(lesson1, "generate", generate)
+    for prompt in "Say tea.", "Translate: | I | you.":
+        lesson1.chat(model, tokenizer, lesson1.Config(prompt=prompt))
+    assert asked == [lesson1.format_prompt("Say tea."),
+                     lesson1.format_prompt("Translate:", "I | you.")]
+
+
 def test_every_row_is_in_one_batch_of_an_epoch(lesson1):
     lengths = [random.Random(0).randrange(50) for _ in range(103)]
     for bucket in 1, 4:
@@ -352,6 +367,14 @@ def test_the_steps_of_a_run(lesson1, accelerator, tmp_path, keep_ctrl_c):
     assert signal.getsignal(signal.SIGINT) == lesson1.stop
     run.step = 2
     assert {step: torch.rand(1).item() for step in run.steps(3)} == {3: draws[3]}
+
+
+def test_a_loss_that_is_no_number_does_not_stop_the_closing(lesson1, accelerator, tmp_path, capsys):
+    run = lesson1.Run(tmp_path, lesson1.Config(device="cpu"), accelerator)
+    run.rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
+    run.close("loss", {"loss": 2.0}, {"loss": 1.0}, [("Say tea.", {"tuned": "Tea."})])
+    assert "loss: 2.00" in capsys.readouterr().out
+    assert "Tea." in (tmp_path / "samples.md").read_text()
 
 
 def weights(model):
@@ -441,13 +464,25 @@ def test_the_policys_score_is_lesson_2s(lesson2, lesson_name, hub_model, tmp_pat
 
 
 def test_reward_model_of_another_tokenizer_is_refused(lesson2, lesson3, gpt2, qwen3, tmp_path):
-    lesson2.save_model(*lesson2.load_reward_model(gpt2), tmp_path / "model")
+    model, reward_tokenizer = lesson2.load_reward_model(gpt2)
+    model.config.score_mean, model.config.score_std = 0.0, 1.0
+    lesson2.save_model(model, reward_tokenizer, tmp_path / "model")
     tokenizer = lesson3.load_causal_lm(gpt2)[1]
     config = lesson3.Config(reward=str(tmp_path))
     lesson3.load_score(config, tokenizer, "cpu")
     tokenizer.add_tokens(["another"])
     with pytest.raises(SystemExit):
         lesson3.load_score(config, tokenizer, "cpu")
+
+
+def test_a_language_model_is_no_reward_model(lesson3, gpt2, tmp_path, capsys):
+    """transformers would give it a random head, and say so where nobody looks."""
+    model, tokenizer = lesson3.load_causal_lm(gpt2)
+    lesson3.save_model(model, tokenizer, tmp_path / "model")
+    with pytest.raises(SystemExit) as stopped:
+        lesson3.load_score(lesson3.Config(reward=str(tmp_path)), tokenizer, "cpu")
+    assert stopped.value.code == 2
+    assert "no reward model of lesson 2" in capsys.readouterr().err
 
 
 def test_policy_and_reward_model_of_one_hub_model_agree_on_the_pad_token(
@@ -600,7 +635,7 @@ def test_explained_variance_of_equal_returns_is_a_number(lesson3, gpt2, accelera
 
 
 def test_explained_variance_looks_at_real_tokens(lesson3, accelerator):
-    """Returns 0, 2, 4 of variance 8/3; errors 1, -1, 0 of variance 2/3: a quarter is unexplained."""
+    """Returns 0, 2, 4 have variance 8/3, errors 1, -1, 0 have 2/3: a quarter is unexplained."""
     rollout = SimpleNamespace(values=torch.tensor([[-1., 3., 50.], [4., 50., 50.]]),
                               returns=torch.tensor([[0., 2., 0.], [4., 0., 0.]]),
                               mask=torch.tensor([[1., 1., 0.], [1., 0., 0.]]))
@@ -871,18 +906,21 @@ def test_sum_reward_reads_the_instruction(lesson4):
 
 
 def test_evaluation_counts_right_samples(lesson4, gpt2, monkeypatch):
-    """Two prompts, 2k samples each: all of the first and two of the second's are right."""
+    """Two prompts, 2k samples each: of the first all are right, of the second two."""
     model, tokenizer = lesson4.load_causal_lm(gpt2)
     data = Dataset.from_dict({"instruction": ["a", "b"], "prompt_ids": PROMPTS[:2]})
     config = make_config(lesson4, reward="sum", pass_k=2)
 
+    answers = iter([[0., 1.], [1., 0.], [1., 1.], [1., 1.], [1., 0.]])  # the greedy ones first
+    drawn = []
+
     def reward(ids, mask, texts, rows):
-        assert mask.shape == ids.shape
-        if len(texts) == 2:
-            return torch.tensor([1., 0.])
-        return torch.tensor([1., 1., 1., 1., 0., 1., 1., 0.])
+        assert mask.shape == ids.shape and len(texts) == 2  # never all samples at once
+        drawn.append(ids.tolist())
+        return torch.tensor(next(answers))
 
     numbers, texts = lesson4.evaluate(model, reward, tokenizer, data, config)
     assert numbers["accuracy/greedy"] == 0.5 and numbers["accuracy/sampled"] == 0.75
     assert numbers["accuracy/pass@k"] == pytest.approx((1 + 5 / 6) / 2)  # 1 - 1 / C(4, 2)
     assert len(texts) == 2
+    assert len(set(map(str, drawn))) == 5  # no sample is another one's copy
