@@ -634,7 +634,7 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
         add_up_gradients(model, accelerator)
 
         # 3. The step.
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # tames odd batches
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -658,7 +658,8 @@ def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
 
 
 def make_base(config, accelerator):
-    """The tiny base model: the one in runs/base if it was made with these settings, else anew."""
+    """The tiny base model: the one in runs/base if it was made with these settings, else anew. It
+    learns briefly and at half the rate, or some seeds would know sums by now and others not."""
     config = replace(config, run_name="base", steps=config.base_steps, resume=False,
                      exercise=False, learning_rate=config.learning_rate / 2)
     file = run_folder(config) / "config.json"

@@ -580,7 +580,7 @@ def train_reward_model(model, tokenizer, data, folder, config, accelerator):
         add_up_gradients(model, accelerator)
 
         # 3. The step.
-        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)  # tames odd batches
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -712,7 +712,7 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
                 for name, part in parts.items():
                     sums[name] += part.detach()
             add_up_gradients(policy, accelerator)
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)  # tames odd batches
             optimizer.step()
             optimizer.zero_grad()
             sums = accelerator.reduce(dict(sums), reduction="sum") | {"grad_norm": norm}
@@ -755,7 +755,7 @@ def train_ppo(policy, reference, score, tokenizer, data, folder, config, acceler
         kl_coef = run.extra.get("kl_coef", config.kl_coef)
         stats = ppo_step(policy, reference, score, tokenizer, data[mine]["prompt_ids"], optimizer,
                          kl_coef, config, accelerator)
-        if config.target_kl:
+        if config.target_kl:  # the horizon: ten steps' samples
             run.extra["kl_coef"] = adaptive_kl_coef(kl_coef, stats["kl/ref_sum"], config.target_kl,
                                                     config.num_samples, 10 * config.num_samples)
         run.end_step(step, stats, reward=stats["reward/avg"], kl=stats["kl/ref_sum"],

@@ -700,7 +700,7 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
                 for name, part in parts.items():
                     totals[name] += part
             add_up_gradients(policy, accelerator)
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)  # tames odd batches
             optimizer.step()
             optimizer.zero_grad()
             totals = accelerator.reduce(totals, reduction="sum") | {"grad_norm": norm}
