@@ -360,14 +360,14 @@ def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
 
 
 def chat(model, tokenizer, config):
-    """Answers --prompt or, with --chat, every line that is typed, until an empty one. What comes
-    after a | is the instruction's input."""
+    """Answers --prompt or, with --chat, every line that is typed, until an empty one: with the
+    likeliest tokens, not with samples. What comes after a | is the instruction's input."""
     for instruction in [config.prompt] if config.prompt else sys.stdin:
         if not instruction.strip():
             break
         prompt = format_prompt(*map(str.strip, instruction.split("|", maxsplit=1)))
         prompt = tokenizer.encode(prompt, add_special_tokens=False)
-        response = generate(model, tokenizer, [prompt], config.max_new_tokens)[2]
+        response = generate(model, tokenizer, [prompt], config.max_new_tokens, temperature=0)[2]
         print(tokenizer.decode(response[0], skip_special_tokens=True), flush=True)
 
 
@@ -686,6 +686,8 @@ def main():
     if config.chat:
         print("Type an instruction; an empty line ends.")
     if config.prompt or config.chat:
+        if not (config.model or (run_folder(config) / "model").is_dir()):
+            die(f"{run_folder(config)} is missing: run python lesson1_sft.py first")
         return chat(*load_causal_lm(config.model or run_folder(config)), config)
     mine = load_exercises() if config.exercise else {}
     if config.data:

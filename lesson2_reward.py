@@ -595,7 +595,11 @@ def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
     globals().update(load_exercises() if config.exercise else {})
+    if config.prompt != Config.prompt and not config.score:
+        die("--prompt says what a scored answer answers: it needs --score")
     if config.score:
+        if not (run_folder(config) / "model").is_dir():
+            die(f"{run_folder(config)} is missing: run python lesson2_reward.py first")
         model, tokenizer = load_reward_model(run_folder(config))
         prompt = tokenizer.encode(format_prompt(config.prompt), add_special_tokens=False)
         answer = tokenizer.encode(config.score, add_special_tokens=False)

@@ -345,8 +345,8 @@ def load_grpo_reward(config, tokenizer, device):
     def reward(ids, mask, texts, rows):
         columns = {c: rows[c] for c in rows.keys() - {"prompts", "responses", "prompt_ids"}}
         rewards = function(prompts=rows["instruction"], responses=texts, **columns)
-        if len(rewards) != len(texts):
-            die(f"{config.reward} returned {len(rewards)} rewards for {len(texts)} responses")
+        if rewards is None or len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
+            die(f"{config.reward} returned {rewards!r:.60}, not {len(texts)} finite numbers")
         return torch.tensor(rewards, dtype=torch.float32, device=device)
 
     return reward
@@ -808,7 +808,7 @@ def main():
                   f"{way:.0%} of the way to the first model's pass@{config.pass_k}.")
             if way >= 0.5:
                 print("GRPO mostly made reliable what it could already do in one of several tries.")
-        print("Next: python lesson4_grpo.py --reward sentiment, and lesson3_ppo.py with the same")
+        print("Next: python lesson4_grpo.py --reward sentiment --run_name grpo_words")
 
 
 if __name__ == "__main__":

@@ -199,7 +199,8 @@ HINTS = {  # what becomes of the right output, what the report says of it, and t
     "no graph": ("pool_scores", lambda x, *_: x.detach(), "no gradient", core.NO_GRAPH),
     "another gradient": ("pool_scores", lambda x, *_: x + (x - x.detach()),
                          "the gradient with respect to token_scores", core.GRADIENT),
-    "a graph": ("compute_gae", lambda x, *_: (x[0].requires_grad_(), x[1]), "a graph", core.SHAPES),
+    "a graph": ("compute_gae", lambda x, *_: (x[0].requires_grad_(), x[1]), "a graph",
+                core.HAS_GRAPH),
     "changed inputs": ("last_token_index", writes, "it changed its inputs", core.CHANGED)}
 
 

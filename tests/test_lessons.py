@@ -619,7 +619,11 @@ BAD_INPUT = [
     (3, ["--reward=other"], ["other", "tokenizer"]),
     (4, ["--reward=other", "--max_new_tokens=6"], ["other", "tokenizer"]),
     (1, ["--prompt=Hi", "--model=empty"], ["empty"]),
-    (2, ["--score=Hi", "--run_name=never"], ["never"]),
+    (1, ["--prompt=Hi", "--run_name=never"], ["never", "lesson1_sft.py first"]),
+    (2, ["--score=Hi", "--run_name=never"], ["never", "lesson2_reward.py first"]),
+    (2, ["--prompt=Hi"], ["--score"]),
+    (4, ["--reward=rewards.py:nan", "--batch_size=8"], ["rewards.py:nan", "nan", "finite"]),
+    (4, ["--reward=rewards.py:none", "--batch_size=8"], ["rewards.py:none", "None"]),
 ]
 
 
@@ -641,7 +645,14 @@ def bad_files(chain, tmp_path_factory):
     (folder / "list.json").write_text("[3]")
     (folder / "unknown.json").write_text('{"temprature": 1.0}')
     (folder / "wrong_type.json").write_text('{"steps": "many"}')
-    (folder / "rewards.py").write_text("def too_few(prompts, responses, **_):\n    return [1.0]\n")
+    (folder / "rewards.py").write_text("""
+def too_few(prompts, responses, **_):
+    return [1.0]
+def nan(prompts, responses, **_):
+    return [float("nan")] * len(responses)
+def none(prompts, responses, **_):
+    pass
+""")
     tiny_gpt2(folder / "other-lm", ["quite", "another", "tokenizer"])
     model = AutoModelForSequenceClassification.from_pretrained(folder / "other-lm", num_labels=1)
     model.config.score_mean, model.config.score_std = 0.0, 1.0
@@ -706,11 +717,18 @@ def test_every_setting_has_a_help_line(tmp_path, number):
 # ---- Talking to a trained model -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [[], ["--model=runs/ppo"], ["--model=runs/base/model"]])
-def test_prompt_prints_one_answer(chain, model):
+@pytest.mark.parametrize("run, flag", [
+    ("sft", []), ("ppo", ["--model=runs/ppo"]), ("base", ["--model=runs/base/model"])])
+def test_prompt_prints_the_likeliest_answer(chain, run, flag):
     before = listing(chain.runs)
-    done = succeed(chain.folder, 1, "--prompt=What is 27 + 15?", *CPU, *model, small=False)
-    assert done.out.strip() and done.err == ""
+    done = succeed(chain.folder, 1, "--prompt=Write a review.", *CPU, *flag, small=False)
+    tokenizer = AutoTokenizer.from_pretrained(chain.runs / run / "model")
+    model = AutoModelForCausalLM.from_pretrained(chain.runs / run / "model")
+    ids = tokenizer("### Instruction:\nWrite a review.\n\n### Response:\n", return_tensors="pt")
+    both = model.generate(ids["input_ids"], do_sample=False, max_new_tokens=48)[0]
+    answer = tokenizer.decode(both[ids["input_ids"].shape[1]:], skip_special_tokens=True)
+    assert done.out == answer + "\n" and done.err == ""
+    assert answer or run != "base"  # the base model rambles
     assert listing(chain.runs) == before
 
 

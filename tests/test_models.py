@@ -329,7 +329,8 @@ def test_a_prompt_may_have_an_input(lesson1, gpt2, monkeypatch):
     model, tokenizer = lesson1.load_causal_lm(gpt2)
     asked = []
 
-    def generate(model, tokenizer, prompts, max_new_tokens):
+    def generate(model, tokenizer, prompts, max_new_tokens, temperature):
+        assert temperature == 0  # a sum that is right 9 times of 10 should not be drawn
         asked.extend(tokenizer.batch_decode(prompts))
         return None, None, torch.tensor([[5]])
 

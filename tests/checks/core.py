@@ -25,6 +25,8 @@ RETURNS_NOTHING = "does every way through your function end with a return?"
 RAISES = "call it with these inputs yourself, and look at what goes into the line that fails."
 SHOULD_RAISE = 'which inputs are an error, and which error, stands in the docstring under "Shapes".'
 NO_GRAPH = "which of your steps cuts the graph: detach(), item(), torch.tensor(...), no_grad()?"
+HAS_GRAPH = ("no gradient may flow back through this result: begin with x.detach() of the inputs, "
+             "or write @torch.no_grad() above the function.")
 GRADIENT = ("the values are right, their gradient is not: what on the way detaches, clips or "
             "chooses?")
 CHANGED = "which of your lines writes into an input: x[...] =, x +=, or a method with _ at its end?"
@@ -178,7 +180,7 @@ def differ(yours, expected, case, blank):
         return Difference("no gradient flows through the result", hint=NO_GRAPH)
     if yours["has_graph"] and not expected["has_graph"]:
         return Difference("the result still carries a graph (requires_grad), and should not",
-                          hint=SHAPES)
+                          hint=HAS_GRAPH)
     if has_any(expected["grads"]) and not has_any(yours["grads"]):
         return Difference("its graph does not begin at the inputs", hint=NO_GRAPH)
     if not same(list(yours["inputs"].values()), list(expected["inputs"].values())):
