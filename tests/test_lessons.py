@@ -595,16 +595,6 @@ BAD_INPUT = [
     (1, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (2, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (3, ["--max_prompt_length=3"], ["max_prompt_length"]),
-    (1, ["--max_prompt_length=3", "--model=runs/base"], ["max_prompt_length"]),
-    (1, ["--run_name=base"], ["run_name", "base"]),
-    (1, ["--model=runs/sft", "--run_name=sft"], ["--model", "sft"]),
-    (3, ["--model=runs/ppo", "--run_name=ppo"], ["--model", "ppo"]),
-    (4, ["--model=runs/grpo/", "--run_name=grpo", "--overwrite"], ["--model", "grpo"]),
-    (3, ["--target_kl=3", "--kl_coef=0"], ["target_kl", "kl_coef"]),
-    (3, ["--target_kl=3", "--kl_in=old"], ["target_kl", "kl_in"]),
-    (3, ["--temperature=0"], ["temperature"]),
-    (4, ["--temperature=0"], ["temperature"]),
-    (4, ["--group_size=1"], ["group_size"]),
     (1, ["--config=no-such.json"], ["no-such.json"]),
     (1, ["--config=broken.json"], ["broken.json"]),
     (1, ["--config=list.json"], ["list.json"]),
@@ -615,10 +605,22 @@ BAD_INPUT = [
     (4, ["--reward=no_such.py:f"], ["no_such.py"]),
     (4, ["--reward=rewards.py:g"], ["rewards.py", "g"]),
     (4, ["--reward=rewards.py:too_few", "--batch_size=8"], ["too_few", "returned"]),
-    (3, ["--reward=runs/sft"], ["runs/sft", "no reward model"]),
     (3, ["--reward=other"], ["other", "tokenizer"]),
     (4, ["--reward=other", "--max_new_tokens=6"], ["other", "tokenizer"]),
     (1, ["--prompt=Hi", "--model=empty"], ["empty"]),
+]
+MORE_BAD_INPUT = [  # a process each, and so seconds
+    (1, ["--max_prompt_length=3", "--model=runs/base"], ["max_prompt_length"]),
+    (1, ["--run_name=base"], ["run_name", "base"]),
+    (1, ["--model=runs/sft", "--run_name=sft"], ["--model", "sft"]),
+    (3, ["--model=runs/ppo", "--run_name=ppo"], ["--model", "ppo"]),
+    (4, ["--model=runs/grpo/", "--run_name=grpo", "--overwrite"], ["--model", "grpo"]),
+    (3, ["--target_kl=3", "--kl_coef=0"], ["target_kl", "kl_coef"]),
+    (3, ["--target_kl=3", "--kl_in=old"], ["target_kl", "kl_in"]),
+    (3, ["--temperature=0"], ["temperature"]),
+    (4, ["--temperature=0"], ["temperature"]),
+    (4, ["--group_size=1"], ["group_size"]),
+    (3, ["--reward=runs/sft"], ["runs/sft", "no reward model"]),
     (1, ["--prompt=Hi", "--run_name=never"], ["never", "lesson1_sft.py first"]),
     (2, ["--score=Hi", "--run_name=never"], ["never", "lesson2_reward.py first"]),
     (2, ["--prompt=Hi"], ["--score"]),
@@ -661,8 +663,9 @@ def none(prompts, responses, **_):
     return folder
 
 
-@pytest.mark.parametrize("number, arguments, words", BAD_INPUT,
-                         ids=[f"lesson{n} {' '.join(a)}" for n, a, _ in BAD_INPUT])
+@pytest.mark.parametrize("number, arguments, words", [
+    pytest.param(*row, marks=[pytest.mark.slow] if row in MORE_BAD_INPUT else [],
+                 id=f"lesson{row[0]} {' '.join(row[1])}") for row in BAD_INPUT + MORE_BAD_INPUT])
 def test_bad_input_is_one_line_and_nothing_is_written(bad_files, number, arguments, words):
     before = listing(bad_files / "runs")
     assert_one_line(run(bad_files, number, "--run_name=bad", *arguments), *words)
