@@ -201,9 +201,9 @@ def write_jsonl(path, rows):
 
 
 def without_bar(text):
-    """stderr without tqdm's bars."""
+    """stderr without the bars of tqdm, which begin with the run's name."""
     pieces = re.split(r"[\r\n]+", text)
-    bar = r"(base|sft|reward|ppo|grpo): +\d+%\|.*\| \d+/\d+ \[.*\]\s*(\x1b\[A)?"
+    bar = r"\w+: +\d+%\|.*\| \d+/\d+ \[.*\]\s*(\x1b\[A)?"
     return [piece for piece in pieces if piece.strip() and not re.fullmatch(bar, piece)]
 
 
