@@ -131,8 +131,8 @@ attempt(*[lambda pid=pid: fcntl.fcntl(reader, fcntl.F_SETOWN, pid)
 '''),
     spy("writes files", '''
 places = ["{CANARY}/new", "{CANARY}/canary.txt", "{ANSWERS}/ex2_reward.py", "{ROOT}/new", "new",
-          "ex2_reward.py", "/var/tmp/new", "/dev/shm/new", "{OUT}/grades.csv", "/etc/new",
-          os.path.expanduser("~/new"), "{COHORT}/a-right/ex2_reward.py"]
+          "ex2_reward.py", os.path.join("/var", "tmp", "new"), "/dev/shm/new", "{OUT}/grades.csv",
+          "/etc/new", os.path.expanduser("~/new"), "{COHORT}/a-right/ex2_reward.py"]
 attempt(*[lambda place=place, mode=mode: open(place, mode) for place in places
           for mode in ("a", "r+")])
 '''),
