@@ -16,17 +16,16 @@ How to run it
     python lesson1_sft.py --prompt "What is 27 + 15?"        one answer of the trained model
     python lesson1_sft.py --prompt "Translate into Chinese: | I love tea."    with an input
     python lesson1_sft.py --model runs/ppo --chat            talk to any model
+    python lesson1_sft.py --lora_rank 8                      an adapter alone (needs peft)
     python lesson1_sft.py --model gpt2 --data alpaca.jsonl   your own model and data
-
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
-metrics.jsonl (a line a step) and TensorBoard logs, and runs/sft/samples.md. Lesson 2 starts from
-runs/sft.
+metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
-Then close this file and write the maths yourself, in exercises/ex1_sft.py: "pytest -k ex1" checks
-it, and "python lesson1_sft.py --exercise" trains with it.
+How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
+Housekeeping begins, at line 526. Then close this file and write the maths yourself: "pytest -k ex1"
+checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
-import inspect
 import json
 import logging
 import math
@@ -37,6 +36,10 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
+import traceback
+import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
@@ -46,33 +49,35 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import tqdm
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config
-from transformers import GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast
 from transformers import get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
-
+from transformers.utils import find_adapter_config_file
 
 # ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
 
 
 def flag(default, help, *aliases):
-    return HfArg(default=default, help=help, aliases=list(aliases))
+    """A field of Config; the aliases are other libraries' names for it."""
+    spellings = {form: 1 for alias in aliases for form in (alias, alias.replace("_", "-"))}
+    return HfArg(default=default, help=help, aliases=list(spellings))
 
 
 @dataclass
 class Config:
-    model: str = flag("", "hub name or folder to start from (default: a tiny model made here)")
+    model: str = flag("", "hub name or folder (default: made here)", "--model_name_or_path")
     data: str = flag("", "JSON file, folder or hub name; columns instruction, input, output")
     run_name: str = flag("sft", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: int = flag(1100, "optimiser steps")
+    steps: int = flag(1100, "optimiser steps", "--max_steps")
     base_steps: int = flag(100, "optimiser steps of the tiny base model")
     batch_size: int = flag(32, "examples an optimiser step, over all processes")
     micro_batch_size: int = flag(64, "examples a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(None, "peak (default: 1.5e-3; 2e-5 with --model)")
+    learning_rate: Optional[float] = flag(None, "1.5e-3; 2e-5 with --model; LoRA: tenfold", "--lr")
     bucket: Optional[int] = flag(None, "batches sorted by length together (1 tiny world, 8 --data)")
     warmup_steps: int = flag(20, "steps over which the learning rate rises to its peak")
     weight_decay: float = flag(0.01, "of AdamW")
@@ -80,10 +85,15 @@ class Config:
     max_new_tokens: int = flag(48, "tokens of a response; longer ones are cut")
     num_examples: int = flag(20000, "examples to train on, at most")
     eval_every: int = flag(100, "steps between two looks at the held-out loss")
+    lora_rank: int = flag(0, "train adapters of this rank and leave the weights alone (0: do not)")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
+    bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
+    gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
+    attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
+    device: Literal["auto", "cpu"] = flag("auto", "auto: CUDA or MPS where there is one")
     save_every: int = flag(100, "steps between checkpoints (0: only on Ctrl-C)")
+    report_to: str = flag("tensorboard", "or wandb, trackio, ..., what accelerate knows; or: none")
     seed: int = flag(0, "a CPU run with the same seed repeats exactly")
-    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
-    bf16: bool = flag(False, "bfloat16 autocast; the weights stay in float32")
     resume: bool = flag(False, "go on with an interrupted run")
     exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
@@ -94,7 +104,7 @@ class Config:
 
     def __post_init__(self):
         if self.learning_rate is None:
-            self.learning_rate = 2e-5 if self.model else 1.5e-3
+            self.learning_rate = (2e-5 if self.model else 1.5e-3) * (10 if self.lora_rank else 1)
         if self.bucket is None:
             self.bucket = 8 if self.data else 1
 
@@ -106,8 +116,7 @@ BLANKS = {"ex1_sft": "format_prompt build_labels pad_batch sft_loss corpus_perpl
 
 
 def format_prompt(instruction: str, input: str = "") -> str:
-    """The text that the model sees before it answers: Alpaca's layout (Taori et al., 2023) without
-    its preamble."""
+    """What the model sees before it answers: Alpaca's layout (Taori et al., 2023), shortened."""
     context = f"### Input:\n{input}\n\n" if input else ""
     return f"### Instruction:\n{instruction}\n\n{context}### Response:\n"
 
@@ -138,7 +147,8 @@ def sft_loss(logits, labels, count=None):
     ignore_index), divided by `count` (default: their number)."""
     logits = logits[:, :-1]  # (B, T-1, V): position t predicts ...
     labels = labels[:, 1:]  # (B, T-1): ... token t + 1
-    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no half precision
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     count = (labels != -100).sum().clamp(min=1) if count is None else count
     return total / count
 
@@ -230,29 +240,12 @@ def raw_text(world):
     return "\n".join(lines)
 
 
-def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
-    try:
-        source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
-        data = datasets.load_dataset(**source, split="train")
-    except Exception as error:  # whatever the reader raises is a fault of the file or of the name
-        reason = str(error.__cause__ or "") or str(error) or "there is nothing in it"
-        die(f"cannot read the data {name!r}: {reason.splitlines()[0]}")
-    data = data.select(range(min(size, len(data))))
-    for column in columns:
-        values = data[column] if column in data.column_names else [None]
-        for line, value in enumerate(values, start=1):
-            if not isinstance(value, str):
-                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
-    return data
-
-
 def tokenize_examples(data, tokenizer, config):
     """Dataset of texts -> Dataset of input_ids, labels and num_labels (what the loss counts)."""
 
     def row(example):
         prompt = format_prompt(example["instruction"], example.get("input") or "")
-        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+        prompt_ids = tokenizer.encode(prompt)  # with a begin token where there is one (Llama)
         response_ids = tokenizer.encode(example["output"], add_special_tokens=False)
         max_length = len(prompt_ids) + config.max_new_tokens
         input_ids, labels = build_labels(
@@ -323,266 +316,36 @@ def make_tiny_model(texts):
     return model, tokenizer
 
 
-def load_causal_lm(name):
-    """(model, tokenizer) from the hub, a folder, or a run of this course; weights in float32, a
-    pad token that is no end token, and sampling without a hub's hidden filters."""
-    path = Path(name, "model") if Path(name, "model").is_dir() else name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        die(f"cannot load the model {str(name)!r}: {str(error).splitlines()[0]}")
-    ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
-    ends = ends if isinstance(ends, list) else [ends]
-    if ends == [None]:
-        die(f"the model {str(name)!r} has no end token: its answers would never stop")
-    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    # `generate` takes from here whatever its caller leaves open: no top_p or penalty may stay.
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
-    return model.eval(), tokenizer  # eval(): no dropout, and none in training either
-
-
 @torch.no_grad()
-def generate(model, tokenizer, prompts, max_new_tokens, temperature=1.0):
+def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None):
     """Prompts (lists of ids) -> prompt ids and mask (B, P), padded on the left, and the sampled
     response (B, T). Temperature 0 takes the likeliest token."""
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
-    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt",
+                          padding="max_length" if width else True, max_length=width).to(lm.device)
     how = {"temperature": temperature} if temperature else {"do_sample": False}
-    both = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how)
-    return ids, mask, both[:, ids.shape[1]:]
+    both = lm.generate(**batch, max_new_tokens=max_new_tokens, **how)
+    return batch["input_ids"], batch["attention_mask"], both[:, batch["input_ids"].shape[1]:]
 
 
-def chat(model, tokenizer, config):
+def chat(config):
     """Answers --prompt or, with --chat, every line that is typed, until an empty one: with the
     likeliest tokens, not with samples. What comes after a | is the instruction's input."""
+    config.model = config.model or str(run_folder(config))
+    if config.model == str(run_folder(config)) and not Path(config.model, "model").is_dir():
+        die(f"{config.model} is missing: run python lesson1_sft.py first")
+    if config.chat:
+        print("Type an instruction; an empty line ends.")
+    model, tokenizer = load_causal_lm(config)
     for instruction in [config.prompt] if config.prompt else sys.stdin:
         if not instruction.strip():
             break
         prompt = format_prompt(*map(str.strip, instruction.split("|", maxsplit=1)))
-        prompt = tokenizer.encode(prompt, add_special_tokens=False)
-        response = generate(model, tokenizer, [prompt], config.max_new_tokens, temperature=0)[2]
+        response = generate(
+            model, tokenizer, [tokenizer.encode(prompt)], config.max_new_tokens, temperature=0)[2]
         print(tokenizer.decode(response[0], skip_special_tokens=True), flush=True)
 
 
-# ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
-
-FREE_TO_CHANGE = "resume overwrite config device save_every log_level runs_dir micro_batch_size"
-MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
-
-
-def die(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def stop(*_):
-    sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
-
-
-def load_exercises():
-    """{name: function} of the student's files. A stub is left out: there the lesson's own stays."""
-    found = {}
-    for file, names in BLANKS.items():
-        path = Path(__file__).with_name("exercises") / f"{file}.py"
-        try:
-            student = runpy.run_path(str(path))
-            found |= {name: student[name] for name in names.split()}
-        except Exception as error:  # whatever is wrong with the file
-            die(f"cannot load {path}: {type(error).__name__}: {error}")
-    stubs = [name for name, function in found.items()
-             if inspect.unwrap(function).__code__.co_names == ("NotImplementedError",)]
-    mine = {name: found[name] for name in found if name not in stubs}
-    print(f"Your functions: {', '.join(mine) or 'none yet'}.\n"
-          f"The lesson's, because yours are stubs: {', '.join(stubs) or 'none'}.")
-    return mine
-
-
-def read_config(arguments):
-    """The command line as a Config. The settings of --config, or of the run to resume, are read as
-    if they had been typed first: what is typed later wins."""
-    parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
-    parser.error = die
-    config, saved = Config(**vars(parser.parse_args(arguments))), {}
-    file = run_folder(config) / "config.json" if config.resume else Path(config.config)
-    if file != Path():
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
-        except (OSError, ValueError, AttributeError) as error:
-            die(f"cannot read settings from {file}: {error}")
-        config = Config(**vars(parser.parse_args(earlier + arguments)))
-    for name, value in vars(config).items():
-        if config.resume and name not in FREE_TO_CHANGE.split() and saved.get(name) != value:
-            die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
-                "flag out, or begin a run of another --run_name")
-        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
-        if type(value) in (int, float) and value < least:
-            die(f"--{name} must be at least {least}, not {value}")
-    return config
-
-
-def start(config):
-    """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
-    for stream in sys.stdout, sys.stderr:
-        stream.reconfigure(encoding="utf-8", errors="replace")
-    for library in "transformers", "datasets", "huggingface_hub":
-        logging.getLogger(library).setLevel(config.log_level.upper())
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    torch.manual_seed(config.seed)
-    signal.signal(signal.SIGINT, stop)
-    accelerator = Accelerator(cpu=config.device == "cpu",
-                              mixed_precision="bf16" if config.bf16 else "no")
-    if config.device not in ("auto", accelerator.device.type):
-        die(f"--device {config.device} is not there: this machine has {accelerator.device.type}")
-    return accelerator
-
-
-def run_folder(config, run_name=None):
-    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have the last
-    part of that model's name in between, so that stages of different models do not mix."""
-    root, model = Path(config.runs_dir).resolve(), Path(config.model)
-    is_run = config.model and model.resolve().is_relative_to(root)
-    family = model.resolve().relative_to(root).parent if is_run else model.name
-    return Path(config.runs_dir, family, run_name or config.run_name)
-
-
-def open_run(config, accelerator):
-    """Make the run's folder with config.json; an earlier run is kept as <run_name>-1 and so on."""
-    folder = run_folder(config)
-    if config.resume and (folder / "model").is_dir():
-        die(f"{folder} is finished: there is nothing to resume")
-    if config.resume or not accelerator.is_main_process:
-        return folder
-    try:
-        if folder.is_dir() and any(folder.iterdir()):
-            if Path(config.model).resolve() == folder.resolve():
-                die(f"{folder} is --model and would be replaced: choose another --run_name")
-            if not (folder / "config.json").is_file():
-                die(f"{folder} holds files that no lesson wrote: choose another --run_name")
-            number = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
-            shutil.rmtree(folder) if config.overwrite else folder.rename(f"{folder}-{number}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
-    except OSError as error:
-        die(f"cannot write to {folder}: {error.strerror}")
-    return folder
-
-
-def save_model(model, tokenizer, folder):
-    """Written beside its place and moved there whole."""
-    fresh = folder.with_name(folder.name + ".tmp")
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-class Run:
-    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does. A checkpoint
-    holds the `parts` (model, optimizer, ...), the metrics, and numbers in `extra`. Where there is
-    one, the run goes on from it."""
-
-    def __init__(self, folder, config, accelerator, **parts):
-        self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
-        self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
-        self.process_index = accelerator.process_index
-        accelerator.wait_for_everyone()
-        if (folder / "latest").is_file():
-            saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
-            self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-        if self.is_main:  # lines from after the checkpoint go: their steps come again
-            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
-            self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
-
-    def steps(self, total):
-        """The numbers of the steps to come, with a bar. Each step has a seed of its own, so that a
-        resumed run draws what it would have drawn."""
-        signal.signal(signal.SIGINT, self.interrupt)
-        self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
-                        desc=self.config.run_name, disable=not self.is_main)
-        for step in self.bar:
-            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + self.process_index)
-            yield step
-        signal.signal(signal.SIGINT, stop)
-
-    def interrupt(self, *_):
-        """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
-        self.interrupted = True
-        signal.signal(signal.SIGINT, stop)
-
-    def end_step(self, step, stats, **shown):
-        """Log the step, show some numbers beside the bar, and save a checkpoint when it is time, or
-        when Ctrl-C was pressed."""
-        self.bar.set_postfix(shown)
-        self.rows.append({"step": step, **stats})
-        if self.is_main:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(self.rows[-1]) + "\n")
-            for name, value in stats.items():
-                self.writer.add_scalar(name, value, step)
-            if self.interrupted or self.config.save_every and step % self.config.save_every == 0:
-                self.save_checkpoint(step)
-        if self.interrupted:
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{shlex.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
-
-    def save_checkpoint(self, step):
-        """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
-        the checkpoint before it in force."""
-        folder = self.folder / f"checkpoint-{step}"
-        folder.mkdir(exist_ok=True)
-        states = {name: part.state_dict() for name, part in self.parts.items()}
-        states.update(step=step, rows=self.rows, extra=self.extra)
-        torch.save(states, folder / "state.pt")
-        (self.folder / "latest.tmp").write_text(folder.name)
-        os.replace(self.folder / "latest.tmp", self.folder / "latest")
-        for other in set(self.folder.glob("checkpoint-*")) - {folder}:
-            shutil.rmtree(other)
-
-    def close(self, curve, before, after, samples):
-        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
-        print(f"\n{'':<36}{'before':>10}{'after':>10}")
-        for name in before:
-            print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
-        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
-        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
-        marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
-        print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
-        text = ""
-        for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
-        print(text.replace("**", ""))
-        (self.folder / "samples.md").write_text(text, encoding="utf-8")
-        self.writer.add_text("samples", text, self.rows[-1]["step"])
-        results = {f"final/{name}": value for name, value in after.items()}
-        self.writer.add_hparams(asdict(self.config), results, run_name=".")
-        self.writer.close()
-        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
-              f"Curves: tensorboard --logdir {self.config.runs_dir}")
-
-
-# ---- The loop -----------------------------------------------------------------------------------
-
-
-def add_up_gradients(model, accelerator):
-    """Every process has divided its loss by the whole batch's count, so the whole batch's gradient
-    is the plain sum of theirs."""
-    if accelerator.num_processes > 1:
-        for weight in model.parameters():
-            if weight.requires_grad:
-                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                weight.grad = accelerator.reduce(grad, reduction="sum")
+# ---- The algorithm: the loop, and then main -----------------------------------------------------
 
 
 def batch_loss(model, data, rows, count, tokenizer, accelerator):
@@ -605,116 +368,145 @@ def held_out_loss(model, data, tokenizer, config, accelerator):
     return corpus_perplexity(torch.stack(losses).cpu(), torch.tensor(tokens)).log().item()
 
 
-def train_sft(model, tokenizer, data, held_out, folder, config, accelerator):
+def my_pieces(rows, size, accelerator):
+    """(rows, weight) of this process's pieces of a minibatch, of at most `size` rows. In a backward
+    pass the processes wait for one another: one without a row takes another's, with weight 0."""
+    n = accelerator.num_processes
+    for start in range(0, len(rows), size * n):
+        piece = rows[start:start + size * n]
+        mine = piece[accelerator.process_index::n]
+        yield (mine, 1) if len(mine) else (piece[:1], 0)
+
+
+def train(model, tokenizer, data, held_out, config, accelerator, run):
     """Next-token training, of the base model and of the tuned one: the data makes the difference.
-    The weights with the best held-out loss end up in folder/model."""
+    The weights with the best held-out loss are kept."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
-    run = Run(folder, config, accelerator, model=model, optimizer=optimizer, schedule=schedule)
-    per_epoch = math.ceil(len(data) / config.batch_size)
+    learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    per_epoch, batches = math.ceil(len(data) / config.batch_size), []
     lengths = [len(ids) for ids in data["input_ids"]]
-    batches = []
     for step in run.steps(config.steps):
         # 1. The batch. Every epoch has an order of its own.
         epoch, place = divmod(step - 1, per_epoch)
         if place == 0 or not batches:
             seed = f"{config.seed} {epoch}"
             batches = bucketed_batches(lengths, config.batch_size, config.bucket, seed)
-        count = sum(data[batches[place]]["num_labels"])
-        mine = batches[place][accelerator.process_index::accelerator.num_processes]
+        rows = batches[place]
 
         # 2. The gradient, in pieces that fit. Each is divided by the count of the whole batch.
-        loss = torch.zeros((), device=accelerator.device)
-        for start in range(0, len(mine), config.micro_batch_size):
-            piece = mine[start:start + config.micro_batch_size]
-            piece_loss = batch_loss(model, data, piece, count, tokenizer, accelerator)
-            piece_loss.backward()
+        learner.train()  # there is no dropout: only gradient checkpointing asks for it
+        count, loss = sum(data[rows]["num_labels"]), torch.zeros((), device=accelerator.device)
+        for piece, weight in my_pieces(rows, config.micro_batch_size, accelerator):
+            piece_loss = batch_loss(learner, data, piece, count, tokenizer, accelerator) * weight
+            # The gradient will be a mean over processes: times their number, a sum.
+            accelerator.backward(piece_loss * accelerator.num_processes)
             loss += piece_loss.detach()
-        add_up_gradients(model, accelerator)
 
         # 3. The step.
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # tames odd batches
+        norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)  # tames odd batches
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        stats = {"loss/train": accelerator.reduce(loss, reduction="sum").item(),
+        learner.eval()
+        stats = {"loss/train": accelerator.reduce(loss).item(),
                  "grad_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
 
-        # 4. Now and then the held-out loss. The best model so far is kept.
+        # 4. Now and then the held-out loss. The best weights so far are kept.
         if step % config.eval_every == 0 or step == config.steps:
             stats["loss/held_out"] = held_out_loss(model, held_out, tokenizer, config, accelerator)
-            if stats["loss/held_out"] < run.extra.get("best", float("inf")):
-                run.extra["best"] = stats["loss/held_out"]
-                if run.is_main:
-                    save_model(model, tokenizer, folder / "best")
-        run.end_step(step, stats, loss=stats["loss/train"], held_out=run.extra.get("best", "none"))
-    if "best" not in run.extra:
+        run.end_step(step, stats, loss=stats["loss/train"], held_out=keep_best(model, run, stats))
+    load_best(model, run)
+
+
+def keep_best(model, run, stats):
+    """Save the weights if their held-out loss is the lowest so far -> the lowest so far."""
+    losses = [row["loss/held_out"] for row in run.rows if "loss/held_out" in row]
+    lowest = min(losses, default=math.inf)
+    if stats.get("loss/held_out", math.inf) < lowest:
+        lowest = stats["loss/held_out"]
+        if run.is_main:
+            trained = {name: x for name, x in model.named_parameters() if x.requires_grad}
+            save_file(trained, run.folder / "best.tmp")
+            os.replace(run.folder / "best.tmp", run.folder / "best.safetensors")
+    return lowest
+
+
+def load_best(model, run):
+    """The model gets back the weights that had the best held-out loss."""
+    run.accelerator.wait_for_everyone()
+    if not (run.folder / "best.safetensors").is_file():
         die("the held-out loss was never a number: lower --learning_rate")
+    model.load_state_dict(load_file(run.folder / "best.safetensors"), strict=False)
+
+
+def save_best(model, tokenizer, run):
+    run.save_model(model, tokenizer)
+    run.accelerator.wait_for_everyone()
     if run.is_main:
-        (folder / "best").rename(folder / "model")
-    accelerator.wait_for_everyone()
-    return run
+        (run.folder / "best.safetensors").unlink()
 
 
-def make_base(config, accelerator):
-    """The tiny base model: the one in runs/base if it was made with these settings, else anew. It
-    learns briefly and at half the rate, or some seeds would know sums by now and others not."""
+def make_base(config):
+    """The tiny base model's folder: runs/base if it was made with these settings, else it is made.
+    It learns briefly and at half the rate, or some seeds would know sums by now and others not."""
+    rate = config.learning_rate / (20 if config.lora_rank else 2)  # all of its weights are trained
     config = replace(config, run_name="base", steps=config.base_steps, resume=False,
-                     exercise=False, learning_rate=config.learning_rate / 2)
-    file = run_folder(config) / "config.json"
-    if file.is_file():
-        made_with = json.loads(file.read_text(encoding="utf-8"))
+                     exercise=False, learning_rate=rate, lora_rank=0)
+    folder = run_folder(config)
+    if (folder / "config.json").is_file():
+        made_with = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config.resume = all(made_with.get(name) == value for name, value in vars(config).items()
-                            if name not in FREE_TO_CHANGE.split())
-        if config.resume and (file.parent / "model").is_dir():
-            return load_causal_lm(file.parent)
+                            if name not in FREE_TO_CHANGE)
+        if config.resume and (folder / "model").is_dir():
+            return str(folder)
+    accelerator = start(config)
     world = tiny_world(config.num_examples, config.seed)
     text = raw_text(world)
     prompts = map(format_prompt, world["instruction"], world["input"])
     model, tokenizer = make_tiny_model([text, *prompts])
-    model.to(accelerator.device)
     held_out = pack_text(raw_text(tiny_world(600, 0, held_out=True)), tokenizer)
-    folder = open_run(config, accelerator)
-    train_sft(model, tokenizer, pack_text(text, tokenizer), held_out, folder, config, accelerator)
-    return load_causal_lm(folder)
+    run = Run(config, accelerator)
+    train(model, tokenizer, pack_text(text, tokenizer), held_out, config, accelerator, run)
+    save_best(model, tokenizer, run)
+    return str(folder)
+
+
+def load_examples(config):
+    """(training, held-out) Datasets."""
+    if not config.data:
+        return tiny_world(config.num_examples, config.seed), tiny_world(600, 0, held_out=True)
+    data = read_data(config.data, ["instruction", "output"], config.num_examples)
+    if len(data) < 2:
+        die(f"{config.data} needs at least two rows: some are held out")
+    return data.train_test_split(test_size=0.05, seed=0).values()
 
 
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
-    if config.chat:
-        print("Type an instruction; an empty line ends.")
-    if config.prompt or config.chat:
-        if not (config.model or (run_folder(config) / "model").is_dir()):
-            die(f"{run_folder(config)} is missing: run python lesson1_sft.py first")
-        return chat(*load_causal_lm(config.model or run_folder(config)), config)
+    if config.chat or config.prompt:
+        return chat(config)
     mine = load_exercises() if config.exercise else {}
-    if config.data:
-        data = read_data(config.data, ["instruction", "output"], config.num_examples)
-        if len(data) < 2:
-            die(f"{config.data} needs at least two rows: some are held out")
-        data, held_out = data.train_test_split(test_size=0.05, seed=0).values()
-    else:
-        data, held_out = tiny_world(config.num_examples, config.seed), tiny_world(600, 0, True)
+    parts = load_examples(config)
     if config.model:
-        model, tokenizer = load_causal_lm(config.model)
+        model, tokenizer = load_causal_lm(config)
     elif config.run_name == "base":
         die("--run_name base is the name of the base model: choose another")
     else:
-        folder = open_run(config, accelerator)  # before minutes of training, should it be refused
-        model, tokenizer = make_base(config, accelerator)
+        run = Run(config, accelerator)  # before minutes of training, should it be refused
+        model, tokenizer = load_causal_lm(replace(config, model=make_base(config)))
     globals().update(mine)  # only now: the base model is always made with the lesson's functions
     model.to(accelerator.device)
-    examples, held_out_examples = (
-        tokenize_examples(part, tokenizer, config) for part in (data, held_out))
+    data, held_out = (tokenize_examples(part, tokenizer, config) for part in parts)
     if config.model:
-        folder = open_run(config, accelerator)
+        run = Run(config, accelerator)
 
     def look():
         """The held-out loss, and answers to the first few held-out prompts."""
-        loss = held_out_loss(model, held_out_examples, tokenizer, config, accelerator)
-        rows = held_out_examples[:8]
+        loss = held_out_loss(model, held_out, tokenizer, config, accelerator)
+        rows = held_out[:8]
         prompts = [ids[:n] for ids, n in zip(rows["input_ids"], rows["prompt_length"])]
         torch.manual_seed(config.seed)
         response = generate(model, tokenizer, prompts, config.max_new_tokens)[2]
@@ -722,16 +514,297 @@ def main():
         return {"loss/held_out": loss, "perplexity/held_out": math.exp(loss)}, texts
 
     before, texts_before = look()
-    run = train_sft(model, tokenizer, examples, held_out_examples, folder, config, accelerator)
-    model = load_causal_lm(folder)[0].to(accelerator.device)
+    train(model, tokenizer, data, held_out, config, accelerator, run)
     after, texts_after = look()
-    if run.is_main:
-        titles = held_out_examples[:8]["title"]
-        run.close("loss/train", before, after, [
-            (title, {"base": old, "tuned": new})
-            for title, old, new in zip(titles, texts_before, texts_after)])
-        print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or lesson2_reward.py')
+    save_best(model, tokenizer, run)
+    run.close("loss/train", before, after, [
+        (title, {"base": old, "tuned": new})
+        for title, old, new in zip(held_out[:8]["title"], texts_before, texts_after)])
+    print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or lesson2_reward.py')
+
+
+# ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------
+
+FREE_TO_CHANGE = ("resume overwrite config device save_every log_level runs_dir micro_batch_size "
+                  "report_to gradient_checkpointing").split()
+MAY_BE_0 = "warmup_steps save_every seed lora_rank".split()
+
+
+def die(message):
+    print("error:", textwrap.shorten(message, 600), file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def blame(what):
+    """What goes wrong in here ends the program with one line that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        die(f"{what}: {type(error).__name__}: {error.__cause__ or error}")
+
+
+def run_lesson():
+    """main(), and one line for whatever escapes from it."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            die("out of memory: lower --micro_batch_size (the result stays the same), then "
+                "--max_new_tokens and --max_prompt_length, or try --bf16 and --lora_rank 8")
+        if logging.root.manager.disable < logging.INFO:  # --log_level info
+            traceback.print_exc()
+        places = [frame for frame in traceback.extract_tb(error.__traceback__)
+                  if f"{os.sep}lib{os.sep}" not in frame.filename]  # the user's files and this one
+        with blame(f"{places[-1].filename}, line {places[-1].lineno} (more with --log_level info)"):
+            raise
+
+
+def read_config(arguments):
+    """The command line; the settings of --config, or of the run to resume, come before it."""
+    parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser.error = die
+    typed, saved = parser.parse_args(arguments), {}
+    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
+    if file != Path():
+        with blame(f"cannot read settings from {file}"):
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
+        typed = parser.parse_args(earlier + arguments)
+    config = Config(**vars(typed))
+    for name, value in vars(config).items():
+        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+            die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}")
+        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        if type(value) in (int, float) and value < least:
+            die(f"--{name} must be at least {least}, not {value}")
+    return config
+
+
+def load_exercises():
+    """{name: function}: the student's, where they are no stubs."""
+    loader = Path(__file__).with_name("exercises") / "load.py"
+    return runpy.run_path(str(loader))["load_exercises"](BLANKS)
+
+
+def read_data(name, columns, size):
+    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
+    with blame(f"cannot read the data {name!r}"):
+        data = datasets.load_dataset(**source, split="train")
+    data = data.select(range(min(size, len(data))))
+    for line, row in enumerate(data, start=1):
+        for column in columns:
+            if not isinstance(row.get(column), str):
+                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
+    return data
+
+
+def from_pretrained(kind, name, config, **options):
+    """(model, tokenizer, end tokens) from the hub, a folder or a run: in float32, because bfloat16
+    would lose small steps; without dropout, because a policy has to agree with itself; with a pad
+    token that is no end token. An adapter that it comes with is merged into its weights."""
+    path = Path(name, "model") if Path(name, "model").is_dir() else name
+    with blame(f"cannot load the model {str(name)!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        adapter = find_adapter_config_file(str(path))
+        base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
+        settings = AutoConfig.from_pretrained(base).to_dict()
+        options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+        model = kind.from_pretrained(base, dtype=config.dtype if config.lora_rank else "float32",
+                                     attn_implementation=config.attn_implementation, **options)
+        if adapter:
+            import peft
+            model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+    # Labels end with the tokenizer's end token, so generation has to stop there. It may know more.
+    ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokenizer.eos_token is None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    if tokenizer.eos_token is None:
+        die(f"the model {str(name)!r} has no end token: its answers would never stop")
+    if tokenizer.eos_token_id not in ends:
+        print(f"{name}: an answer ends with {tokenizer.eos_token!r}, as the tokenizer says.")
+        ends = [tokenizer.eos_token_id, *ends]
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.eval(), tokenizer, ends
+
+
+def load_causal_lm(config):
+    """(model, tokenizer) of --model, with an adapter to train where there is --lora_rank."""
+    model, tokenizer, ends = from_pretrained(AutoModelForCausalLM, config.model, config)
+    if "MaskedLM" in str(model.config.architectures):
+        die(f"{config.model} fills gaps and sees what comes after them: it cannot write")
+    special = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config.update(**special)
+    model.generation_config_to_save = model.generation_config
+    # `generate` takes from here whatever its caller leaves open: no top_p or penalty may stay.
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, **special)
+    return add_adapter(model, config, "CAUSAL_LM"), tokenizer
+
+
+def add_adapter(model, config, task):
+    """LoRA (Hu et al. 2021): every linear layer W becomes W + 32/r B A with A and B of rank r. W is
+    frozen, and B is 0 at first. For 32 and the tenfold learning rate see Schulman et al. 2025."""
+    if not config.lora_rank:
+        return model
+    with blame("--lora_rank needs one more package (pip install peft)"):
+        import peft
+    # What tells one base model from another, for adapters that want to share one.
+    total = sum(weight.double().abs().sum().item() for weight in model.base_model.parameters())
+    model.config.fingerprint = f"{total:.10g}"
+    conv1d = any(type(layer).__name__ == "Conv1D" for layer in model.modules())  # GPT-2 stores W.T
+    return peft.get_peft_model(model, peft.LoraConfig(
+        task_type=task, r=config.lora_rank, lora_alpha=32, target_modules="all-linear",
+        fan_in_fan_out=conv1d))
+
+
+def start(config):
+    """Quiet libraries, the seed, and an Accelerator: device, processes, precision, tracker."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    logging.disable(getattr(logging, config.log_level.upper()) - 1)
+    warnings.simplefilter("ignore", FutureWarning)
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    torch.manual_seed(config.seed)
+    tracker = None if config.report_to == "none" else config.report_to
+    with blame("cannot start"):
+        accelerator = Accelerator(
+            cpu=config.device == "cpu", mixed_precision="bf16" if config.bf16 else "no",
+            step_scheduler_with_optimizer=False, log_with=tracker,
+            project_dir=run_folder(config).parent)
+        if tracker and not accelerator.log_with:
+            raise ImportError(f"--report_to {tracker} needs the package {tracker}")
+        if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):
+            raise ValueError("the lessons have data parallelism, but no FSDP and no DeepSpeed")
+    if not accelerator.is_main_process:
+        sys.stdout = open(os.devnull, "w")
+    return accelerator
+
+
+def run_folder(config, run_name=None):
+    """<runs_dir>/<run_name>, with the name of a model other than the tiny one in between."""
+    root, model = Path(config.runs_dir).resolve(), Path(config.model)
+    is_run = config.model and model.resolve().is_relative_to(root)
+    family = model.resolve().relative_to(root).parent if is_run else model.name
+    return Path(config.runs_dir, family, run_name or config.run_name)
+
+
+class Run:
+    """A run's folder: config.json, metrics.jsonl, checkpoints, curves. An earlier run of the same
+    name is kept as <run_name>-1 and so on; with --resume it goes on from its last checkpoint."""
+
+    def __init__(self, config, accelerator):
+        self.config, self.accelerator, self.folder = config, accelerator, run_folder(config)
+        self.is_main, folder = accelerator.is_main_process, self.folder
+        if config.resume and (folder / "model").is_dir():
+            die(f"{folder} is finished: there is nothing to resume")
+        if self.is_main and not config.resume:
+            with blame(f"cannot write to {folder}"):
+                if folder.is_dir() and any(folder.iterdir()):
+                    if Path(config.model).resolve() == folder.resolve():
+                        die(f"{folder} is --model and would be replaced: take another --run_name")
+                    if not (folder / "config.json").is_file():
+                        die(f"{folder} holds files that no lesson wrote: take another --run_name")
+                    n = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
+                    shutil.rmtree(folder) if config.overwrite else folder.rename(f"{folder}-{n}")
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
+        accelerator.wait_for_everyone()
+
+    def checkpoints(self):
+        return sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+
+    def steps(self, total):
+        """The steps still to come, with a bar. Each has a seed of its own, so that a resumed run
+        draws what it would have drawn."""
+        lines = []
+        for checkpoint in self.checkpoints()[-1:]:
+            self.accelerator.load_state(checkpoint)
+            log = (self.folder / "metrics.jsonl").read_text()
+            lines = log.splitlines(keepends=True)[:int(checkpoint.name[11:])]
+        self.rows, done = list(map(json.loads, lines)), len(lines)
+        self.accelerator.wait_for_everyone()
+        self.log = open(self.folder / "metrics.jsonl" if self.is_main else os.devnull, "w")
+        self.log.writelines(lines)
+        curves = {"tensorboard": {"purge_step": done + 1}}
+        self.accelerator.init_trackers(self.folder.name, init_kwargs=curves)
+        signal.signal(signal.SIGINT, self.interrupt)
+        name, process = self.config.run_name, self.accelerator.process_index
+        self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, desc=name)
+        for step in self.bar:
+            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + process)
+            yield step
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt(self, *_):
+        """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
+        self.accelerator.set_trigger()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def end_step(self, step, stats, **shown):
+        """Log the step, and save a checkpoint when it is time or when Ctrl-C was pressed."""
+        self.bar.set_postfix(shown)
+        self.rows.append({"step": step, **stats})
+        print(json.dumps(self.rows[-1]), file=self.log, flush=True)
+        self.accelerator.log(stats, step)
+        interrupted = self.accelerator.check_trigger()  # on any of the processes
+        if interrupted or self.config.save_every and step % self.config.save_every == 0:
+            self.accelerator.save_state(self.folder / "unfinished")
+            self.accelerator.wait_for_everyone()
+            if self.is_main:  # so that what is called checkpoint-<step> is whole
+                (self.folder / "unfinished").rename(self.folder / f"checkpoint-{step}")
+                for old in self.checkpoints()[:-2]:
+                    shutil.rmtree(old)
+        if interrupted:
+            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. "
+                     f"To go on: python {again}")
+
+    def save_model(self, model, tokenizer):
+        """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
+        if not self.is_main:
+            return
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(self.folder / "adapter", selected_adapters=["default"])
+            tokenizer.save_pretrained(self.folder / "adapter")
+            model = model.merge_and_unload()
+        model.save_pretrained(self.folder / "unfinished")
+        tokenizer.save_pretrained(self.folder / "unfinished")
+        if hasattr(model, "generation_config_to_save"):
+            file = self.folder / "unfinished" / "generation_config.json"
+            model.generation_config_to_save.to_json_file(file)
+        (self.folder / "unfinished").rename(self.folder / "model")
+
+    def close(self, curve, before, after, samples):
+        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
+        print(f"\n{'':<36}{'before':>10}{'after':>10}")
+        for name in before:
+            print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
+        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
+        marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
+        print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
+        text = ""
+        for title, texts in samples:
+            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
+        print(text.replace("**", ""))
+        if self.is_main:
+            (self.folder / "samples.md").write_text(text, encoding="utf-8")
+            self.accelerator.log({"samples": text}, len(self.rows))
+        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
+              f"Curves: tensorboard --logdir {self.config.runs_dir}")
+        self.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    run_lesson()

@@ -15,15 +15,15 @@ How to run it
     python lesson2_reward.py                        offline; runs lesson 1 first where it is missing
     python lesson2_reward.py --score "The spy film was lovely."
     python lesson2_reward.py --freeze_backbone      train the score head alone
+    python lesson2_reward.py --lora_rank 8          an adapter and a score head (needs peft)
     python lesson2_reward.py --model gpt2 --data pairs.jsonl
-
 It writes runs/reward; lesson 3 uses it.
 
-Then close this file and write the maths yourself, in exercises/ex2_reward.py: "pytest -k ex2"
-checks it, and "python lesson2_reward.py --exercise" trains with it.
+How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
+Housekeeping begins, at line 431. Then close this file and write the maths yourself: "pytest -k ex2"
+checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
-import inspect
 import json
 import logging
 import math
@@ -36,6 +36,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
+import traceback
+import warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
@@ -45,43 +49,51 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, HfArgumentParser
-from transformers import get_cosine_schedule_with_warmup
+from accelerate.utils import tqdm
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
+from transformers.utils import find_adapter_config_file
 
 # ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
 
 
 def flag(default, help, *aliases):
-    return HfArg(default=default, help=help, aliases=list(aliases))
+    """A field of Config; the aliases are other libraries' names for it."""
+    spellings = {form: 1 for alias in aliases for form in (alias, alias.replace("_", "-"))}
+    return HfArg(default=default, help=help, aliases=list(spellings))
 
 
 @dataclass
 class Config:
-    model: str = flag("", "hub name or folder to start from (default: the tiny world's runs/sft)")
+    model: str = flag("", "hub name or folder (default: runs/sft)", "--model_name_or_path")
     data: str = flag("", "JSON file, folder or hub name; columns instruction, chosen, rejected")
     run_name: str = flag("reward", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    rm_epochs: int = flag(1, "times that every pair is learned from")
+    rm_epochs: int = flag(1, "times that every pair is learned from", "--num_train_epochs")
     steps: Optional[int] = flag(None, "optimiser steps (default: as many as the epochs have)")
     num_pairs: int = flag(6000, "pairs to learn from, at most")
     num_held_out: int = flag(4000, "pairs to measure on, at most")
     batch_size: int = flag(64, "pairs an optimiser step, over all processes")
     micro_batch_size: int = flag(64, "pairs a forward pass: lower it when memory runs out")
-    learning_rate: Optional[float] = flag(None, "peak (default: 5e-4; 1e-5 with --model)")
+    learning_rate: Optional[float] = flag(None, "5e-4; 1e-5 with --model; LoRA: tenfold", "--lr")
     warmup_steps: int = flag(10, "steps over which the learning rate rises to its peak")
     weight_decay: float = flag(0.01, "of AdamW")
     freeze_backbone: bool = flag(False, "train the score head alone")
     margin: float = flag(0.0, "by how much a chosen score should exceed the rejected one")
-    center_coef: float = flag(0.01, "weight of the term that keeps scores around 0")
+    center_coef: float = flag(0.01, "weight of the term that keeps scores around 0",
+                              "--center_rewards_coefficient")
     max_prompt_length: int = flag(64, "tokens; pairs with longer prompts are left out")
     max_new_tokens: int = flag(48, "tokens of an answer; longer ones are cut")
+    lora_rank: int = flag(0, "train adapters of this rank and leave the weights alone (0: do not)")
+    dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
+    bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
+    gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
+    attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
+    device: Literal["auto", "cpu"] = flag("auto", "auto: CUDA or MPS where there is one")
     save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)")
+    report_to: str = flag("tensorboard", "or wandb, trackio, ..., what accelerate knows; or: none")
     seed: int = flag(0, "a CPU run with the same seed repeats exactly")
-    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to compute")
-    bf16: bool = flag(False, "bfloat16 autocast; the weights stay in float32")
     resume: bool = flag(False, "go on with an interrupted run")
     exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
@@ -92,7 +104,11 @@ class Config:
 
     def __post_init__(self):
         if self.learning_rate is None:
-            self.learning_rate = 1e-5 if self.model else 5e-4
+            self.learning_rate = (1e-5 if self.model else 5e-4) * (10 if self.lora_rank else 1)
+        if self.prompt != Config.prompt and not self.score:
+            die("--prompt says what a scored answer answers: it needs --score")
+        if self.freeze_backbone and self.lora_rank:
+            die("--freeze_backbone trains the head alone: an adapter (--lora_rank) would be idle")
 
 
 # ---- The maths ----------------------------------------------------------------------------------
@@ -141,6 +157,7 @@ PARTS = "story acting script cast music ending camera humour".split()
 GOOD = ("wonderful lovely charming gripping brilliant moving "
         "funny superb clever delightful warm fresh").split()
 BAD = "boring dull awful clumsy silly weak noisy tedious dreadful cold stale messy".split()
+
 
 def review_instruction(kind):
     return f"Write a short review of the {kind} film."
@@ -196,27 +213,9 @@ def build_synthetic_preference_dataset(num_pairs, seed):
 
 
 def format_prompt(instruction: str, input: str = "") -> str:
-    """The text that the model sees before it answers: Alpaca's layout (Taori et al., 2023) without
-    its preamble."""
+    """What the model sees before it answers: Alpaca's layout (Taori et al., 2023), shortened."""
     context = f"### Input:\n{input}\n\n" if input else ""
     return f"### Instruction:\n{instruction}\n\n{context}### Response:\n"
-
-
-def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
-    try:
-        source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
-        data = datasets.load_dataset(**source, split="train")
-    except Exception as error:  # whatever the reader raises is a fault of the file or of the name
-        reason = str(error.__cause__ or "") or str(error) or "there is nothing in it"
-        die(f"cannot read the data {name!r}: {reason.splitlines()[0]}")
-    data = data.select(range(min(size, len(data))))
-    for column in columns:
-        values = data[column] if column in data.column_names else [None]
-        for line, value in enumerate(values, start=1):
-            if not isinstance(value, str):
-                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
-    return data
 
 
 def tokenize_pairs(data, tokenizer, config):
@@ -225,7 +224,7 @@ def tokenize_pairs(data, tokenizer, config):
 
     def row(example):
         prompt = format_prompt(example["instruction"], example.get("input") or "")
-        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+        prompt_ids = tokenizer.encode(prompt)
         ids = {"prompt_length": len(prompt_ids)}
         for name in "chosen", "rejected":
             answer = tokenizer.encode(example[name], add_special_tokens=False)
@@ -244,265 +243,47 @@ def tokenize_pairs(data, tokenizer, config):
 # ---- Models -------------------------------------------------------------------------------------
 
 
-def load_reward_model(name):
-    """(model, tokenizer): a transformer with a head of one output, the score. Made from a language
-    model it gets a new head; the head of a trained reward model is kept."""
-    path = Path(name, "model") if Path(name, "model").is_dir() else name
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        die(f"cannot load the model {str(name)!r}: {str(error).splitlines()[0]}")
-    if tokenizer.eos_token_id is None:
-        die(f"the model {str(name)!r} has no end token: the end of an answer could not be scored")
-    # transformers scores the last token that is not the pad token, so that must be no end token.
-    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer  # eval(): no dropout, and none in training either
+class RewardModel(torch.nn.Module):
+    """A transformer with a head of one output, the score, in place of its next-token head. Made
+    from a language model it gets a new head; the head of a trained reward model is kept."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        """(B, T) -> scores (B,)"""
+        model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+        states = model.base_model(input_ids, attention_mask=attention_mask).last_hidden_state
+        return pool_scores(model.score(states).squeeze(-1).float(), attention_mask)
+
+
+def make_reward_model(config):
+    """(RewardModel, tokenizer) of --model."""
+    kind = AutoModelForSequenceClassification
+    model, tokenizer, _ = from_pretrained(kind, config.model, config, num_labels=1)
+    if not hasattr(model, "score"):
+        die(f"{config.model} is no causal language model: it has no head that could score")
+    return RewardModel(add_adapter(model, config, "SEQ_CLS")), tokenizer
 
 
 def score_answers(model, tokenizer, ids):
     """Lists of token ids -> scores (B,)."""
     batch = tokenizer.pad({"input_ids": ids}, padding_side="right", return_tensors="pt")
-    batch = batch.to(model.device)
-    states = model.base_model(**batch).last_hidden_state  # (B, T, hidden size)
-    token_scores = model.score(states).squeeze(-1).float()  # (B, T)
-    return pool_scores(token_scores, batch["attention_mask"])
+    return model(**batch.to(next(model.parameters()).device))
 
 
-# ---- Housekeeping: the same in every lesson, and nothing to do with learning --------------------
-
-FREE_TO_CHANGE = "resume overwrite config device save_every log_level runs_dir micro_batch_size"
-MAY_BE_0 = {"warmup_steps", "save_every", "seed"}
+# ---- The algorithm: the parts of a step, and then main ------------------------------------------
 
 
-def die(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
-def stop(*_):
-    sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
-
-
-def load_exercises():
-    """{name: function} of the student's files. A stub is left out: there the lesson's own stays."""
-    found = {}
-    for file, names in BLANKS.items():
-        path = Path(__file__).with_name("exercises") / f"{file}.py"
-        try:
-            student = runpy.run_path(str(path))
-            found |= {name: student[name] for name in names.split()}
-        except Exception as error:  # whatever is wrong with the file
-            die(f"cannot load {path}: {type(error).__name__}: {error}")
-    stubs = [name for name, function in found.items()
-             if inspect.unwrap(function).__code__.co_names == ("NotImplementedError",)]
-    mine = {name: found[name] for name in found if name not in stubs}
-    print(f"Your functions: {', '.join(mine) or 'none yet'}.\n"
-          f"The lesson's, because yours are stubs: {', '.join(stubs) or 'none'}.")
-    return mine
-
-
-def read_config(arguments):
-    """The command line as a Config. The settings of --config, or of the run to resume, are read as
-    if they had been typed first: what is typed later wins."""
-    parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
-    parser.error = die
-    config, saved = Config(**vars(parser.parse_args(arguments))), {}
-    file = run_folder(config) / "config.json" if config.resume else Path(config.config)
-    if file != Path():
-        try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
-            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
-        except (OSError, ValueError, AttributeError) as error:
-            die(f"cannot read settings from {file}: {error}")
-        config = Config(**vars(parser.parse_args(earlier + arguments)))
-    for name, value in vars(config).items():
-        if config.resume and name not in FREE_TO_CHANGE.split() and saved.get(name) != value:
-            die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}: leave that "
-                "flag out, or begin a run of another --run_name")
-        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
-        if type(value) in (int, float) and value < least:
-            die(f"--{name} must be at least {least}, not {value}")
-    return config
-
-
-def start(config):
-    """Quiet libraries, the seed, and an Accelerator: device, processes and precision."""
-    for stream in sys.stdout, sys.stderr:
-        stream.reconfigure(encoding="utf-8", errors="replace")
-    for library in "transformers", "datasets", "huggingface_hub":
-        logging.getLogger(library).setLevel(config.log_level.upper())
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    torch.manual_seed(config.seed)
-    signal.signal(signal.SIGINT, stop)
-    accelerator = Accelerator(cpu=config.device == "cpu",
-                              mixed_precision="bf16" if config.bf16 else "no")
-    if config.device not in ("auto", accelerator.device.type):
-        die(f"--device {config.device} is not there: this machine has {accelerator.device.type}")
-    return accelerator
-
-
-def run_folder(config, run_name=None):
-    """<runs_dir>/<run_name>. Runs that began with another model than the tiny one have the last
-    part of that model's name in between, so that stages of different models do not mix."""
-    root, model = Path(config.runs_dir).resolve(), Path(config.model)
-    is_run = config.model and model.resolve().is_relative_to(root)
-    family = model.resolve().relative_to(root).parent if is_run else model.name
-    return Path(config.runs_dir, family, run_name or config.run_name)
-
-
-def open_run(config, accelerator):
-    """Make the run's folder with config.json; an earlier run is kept as <run_name>-1 and so on."""
-    folder = run_folder(config)
-    if config.resume and (folder / "model").is_dir():
-        die(f"{folder} is finished: there is nothing to resume")
-    if config.resume or not accelerator.is_main_process:
-        return folder
-    try:
-        if folder.is_dir() and any(folder.iterdir()):
-            if Path(config.model).resolve() == folder.resolve():
-                die(f"{folder} is --model and would be replaced: choose another --run_name")
-            if not (folder / "config.json").is_file():
-                die(f"{folder} holds files that no lesson wrote: choose another --run_name")
-            number = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
-            shutil.rmtree(folder) if config.overwrite else folder.rename(f"{folder}-{number}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
-    except OSError as error:
-        die(f"cannot write to {folder}: {error.strerror}")
-    return folder
-
-
-def save_model(model, tokenizer, folder):
-    """Written beside its place and moved there whole."""
-    fresh = folder.with_name(folder.name + ".tmp")
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
-
-
-class Run:
-    """A run's folder: metrics.jsonl, TensorBoard, checkpoints, and what Ctrl-C does. A checkpoint
-    holds the `parts` (model, optimizer, ...), the metrics, and numbers in `extra`. Where there is
-    one, the run goes on from it."""
-
-    def __init__(self, folder, config, accelerator, **parts):
-        self.folder, self.config, self.parts, self.interrupted = folder, config, parts, False
-        self.is_main, self.step, self.rows, self.extra = accelerator.is_main_process, 0, [], {}
-        self.process_index = accelerator.process_index
-        accelerator.wait_for_everyone()
-        if (folder / "latest").is_file():
-            saved = torch.load(folder / (folder / "latest").read_text() / "state.pt", "cpu")
-            self.step, self.rows, self.extra = saved["step"], saved["rows"], saved["extra"]
-            for name, part in parts.items():
-                part.load_state_dict(saved[name])
-        if self.is_main:  # lines from after the checkpoint go: their steps come again
-            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))
-            self.writer = SummaryWriter(str(folder), purge_step=self.step + 1)
-
-    def steps(self, total):
-        """The numbers of the steps to come, with a bar. Each step has a seed of its own, so that a
-        resumed run draws what it would have drawn."""
-        signal.signal(signal.SIGINT, self.interrupt)
-        self.bar = tqdm(range(self.step + 1, total + 1), initial=self.step, total=total,
-                        desc=self.config.run_name, disable=not self.is_main)
-        for step in self.bar:
-            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + self.process_index)
-            yield step
-        signal.signal(signal.SIGINT, stop)
-
-    def interrupt(self, *_):
-        """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
-        self.interrupted = True
-        signal.signal(signal.SIGINT, stop)
-
-    def end_step(self, step, stats, **shown):
-        """Log the step, show some numbers beside the bar, and save a checkpoint when it is time, or
-        when Ctrl-C was pressed."""
-        self.bar.set_postfix(shown)
-        self.rows.append({"step": step, **stats})
-        if self.is_main:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(self.rows[-1]) + "\n")
-            for name, value in stats.items():
-                self.writer.add_scalar(name, value, step)
-            if self.interrupted or self.config.save_every and step % self.config.save_every == 0:
-                self.save_checkpoint(step)
-        if self.interrupted:
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{shlex.join(sys.argv)}{'' if '--resume' in sys.argv else ' --resume'}")
-
-    def save_checkpoint(self, step):
-        """checkpoint-<step>/ first, then the pointer to it, in one go: an interrupted save leaves
-        the checkpoint before it in force."""
-        folder = self.folder / f"checkpoint-{step}"
-        folder.mkdir(exist_ok=True)
-        states = {name: part.state_dict() for name, part in self.parts.items()}
-        states.update(step=step, rows=self.rows, extra=self.extra)
-        torch.save(states, folder / "state.pt")
-        (self.folder / "latest.tmp").write_text(folder.name)
-        os.replace(self.folder / "latest.tmp", self.folder / "latest")
-        for other in set(self.folder.glob("checkpoint-*")) - {folder}:
-            shutil.rmtree(other)
-
-    def close(self, curve, before, after, samples):
-        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
-        print(f"\n{'':<36}{'before':>10}{'after':>10}")
-        for name in before:
-            print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
-        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
-        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
-        marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
-        print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
-        text = ""
-        for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
-        print(text.replace("**", ""))
-        (self.folder / "samples.md").write_text(text, encoding="utf-8")
-        self.writer.add_text("samples", text, self.rows[-1]["step"])
-        results = {f"final/{name}": value for name, value in after.items()}
-        self.writer.add_hparams(asdict(self.config), results, run_name=".")
-        self.writer.close()
-        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
-              f"Curves: tensorboard --logdir {self.config.runs_dir}")
-
-
-def make_missing(folder, lesson, duration, config):
-    """Where an input is missing, the lesson that makes it runs first, as a process of its own."""
-    if (folder / "model").is_dir():
-        return
-    if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
-        die(f"{folder} is missing: run python {lesson} first (with the same --model, if any)")
-    print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
-    command = [sys.executable, str(Path(__file__).with_name(lesson)),
-               f"--runs_dir={config.runs_dir}", f"--device={config.device}"]
-    command += ["--resume"] if (folder / "config.json").is_file() else [f"--seed={config.seed}"]
-    command += [f"--model={config.model}"] if config.model else []
-    child = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
-    if child.wait():
-        sys.exit(child.returncode)
-    signal.signal(signal.SIGINT, stop)
-
-
-# ---- The loop -----------------------------------------------------------------------------------
-
-
-def add_up_gradients(model, accelerator):
-    """Every process has divided its loss by the whole batch's count, so the whole batch's gradient
-    is the plain sum of theirs."""
-    if accelerator.num_processes > 1:
-        for weight in model.parameters():
-            if weight.requires_grad:
-                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                weight.grad = accelerator.reduce(grad, reduction="sum")
+def my_pieces(rows, size, accelerator):
+    """(rows, weight) of this process's pieces of a minibatch, of at most `size` rows. In a backward
+    pass the processes wait for one another: one without a row takes another's, with weight 0."""
+    n = accelerator.num_processes
+    for start in range(0, len(rows), size * n):
+        piece = rows[start:start + size * n]
+        mine = piece[accelerator.process_index::n]
+        yield (mine, 1) if len(mine) else (piece[:1], 0)
 
 
 @torch.no_grad()
@@ -547,100 +328,391 @@ def calibration_table(chosen, rejected):
                   f"{favourite[here].mean():>12.1%}{won[here].mean():>10.1%}")
 
 
-def train_reward_model(model, tokenizer, data, folder, config, accelerator):
-    """Returns the finished Run."""
-    if config.freeze_backbone:
-        model.requires_grad_(False).score.requires_grad_(True)
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-    per_epoch = math.ceil(len(data) / config.batch_size)
-    steps = config.steps or config.rm_epochs * per_epoch
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
-    run = Run(folder, config, accelerator, model=model, optimizer=optimizer, schedule=schedule)
-    for step in run.steps(steps):
-        # 1. The batch. Every epoch has an order of its own.
-        epoch, place = divmod(step - 1, per_epoch)
-        order = random.Random(f"{config.seed} {epoch}").sample(range(len(data)), len(data))
-        rows = order[place * config.batch_size:(place + 1) * config.batch_size]
-        mine = rows[accelerator.process_index::accelerator.num_processes]
+def score_one(config):
+    """--score: how one answer compares with the average, for the trained model."""
+    if not (run_folder(config) / "model").is_dir():
+        die(f"{run_folder(config)} is missing: run python lesson2_reward.py first")
+    config.model = str(run_folder(config))
+    model, tokenizer = make_reward_model(config)
+    prompt = tokenizer.encode(format_prompt(config.prompt))
+    answer = tokenizer.encode(config.score, add_special_tokens=False)
+    with torch.no_grad():
+        raw = score_answers(model, tokenizer, [prompt + answer + [tokenizer.eos_token_id]])
+    score = (raw.item() - model.model.config.score_mean) / model.model.config.score_std
+    print(f"{score:+.2f} standard deviations from an average answer")
 
-        # 2. The gradient, in pieces that fit. Each is divided by the size of the whole batch.
-        sums = torch.zeros(3, device=accelerator.device)
-        for start in range(0, len(mine), config.micro_batch_size):
-            piece = data[mine[start:start + config.micro_batch_size]]
-            with accelerator.autocast():
-                both = piece["chosen_ids"] + piece["rejected_ids"]
-                chosen, rejected = score_answers(model, tokenizer, both).chunk(2)
-            loss = pairwise_loss(chosen, rejected, config.margin, count=len(rows))
-            center = (chosen + rejected).square().sum() / len(rows)
-            (loss + config.center_coef * center).backward()
-            right = (chosen > rejected).sum() / len(rows)
-            sums += torch.stack([loss, center, right]).detach()
-        add_up_gradients(model, accelerator)
 
-        # 3. The step.
-        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)  # tames odd batches
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        loss, center, accuracy = accelerator.reduce(sums, reduction="sum").tolist()
-        stats = {"accuracy/train": accuracy, "loss/pairwise": loss, "loss/center": center,
-                 "grad_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
-        run.end_step(step, stats, accuracy=accuracy, loss=loss)
-    return run
+def load_pairs(config):
+    """(training, held-out) Datasets."""
+    if not config.data:
+        return (build_synthetic_preference_dataset(config.num_pairs, f"train {config.seed}"),
+                build_synthetic_preference_dataset(config.num_held_out, "held out"))
+    data = read_data(config.data, ["instruction", "chosen", "rejected"], 10**6)
+    if len(data) < 2:
+        die(f"{config.data} needs at least two rows: some are held out")
+    held_out_size = min(config.num_held_out, max(1, len(data) // 10))
+    data, held_out = data.train_test_split(test_size=held_out_size, seed=0).values()
+    return data.select(range(min(len(data), config.num_pairs))), held_out
 
 
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
     globals().update(load_exercises() if config.exercise else {})
-    if config.prompt != Config.prompt and not config.score:
-        die("--prompt says what a scored answer answers: it needs --score")
     if config.score:
-        if not (run_folder(config) / "model").is_dir():
-            die(f"{run_folder(config)} is missing: run python lesson2_reward.py first")
-        model, tokenizer = load_reward_model(run_folder(config))
-        prompt = tokenizer.encode(format_prompt(config.prompt), add_special_tokens=False)
-        answer = tokenizer.encode(config.score, add_special_tokens=False)
-        with torch.no_grad():
-            raw = score_answers(model, tokenizer, [prompt + answer + [tokenizer.eos_token_id]])
-        score = (raw.item() - model.config.score_mean) / model.config.score_std
-        return print(f"{score:+.2f} standard deviations from an average answer")
+        return score_one(config)
     if not config.model:
         make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)
         config.model = str(run_folder(config, "sft"))
-    if config.data:
-        data = read_data(config.data, ["instruction", "chosen", "rejected"], 10**6)
-        if len(data) < 2:
-            die(f"{config.data} needs at least two rows: some are held out")
-        held_out_size = min(config.num_held_out, max(1, len(data) // 10))
-        data, held_out = data.train_test_split(test_size=held_out_size, seed=0).values()
-        data = data.select(range(min(len(data), config.num_pairs)))
-    else:
-        data = build_synthetic_preference_dataset(config.num_pairs, f"train {config.seed}")
-        held_out = build_synthetic_preference_dataset(config.num_held_out, "held out")
-    model, tokenizer = load_reward_model(config.model)
-    model.to(accelerator.device)
-    data, held_out = (tokenize_pairs(part, tokenizer, config) for part in (data, held_out))
-    folder = open_run(config, accelerator)
+    parts = load_pairs(config)
+    model, tokenizer = make_reward_model(config)
+    data, held_out = (tokenize_pairs(part, tokenizer, config) for part in parts)
+    if config.freeze_backbone:
+        model.requires_grad_(False).model.score.requires_grad_(True)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(
+        weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+    per_epoch = math.ceil(len(data) / config.batch_size)
+    steps = config.steps or config.rm_epochs * per_epoch
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
+    learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    run = Run(config, accelerator)
     before = measure(*score_pairs(model, tokenizer, held_out, config, accelerator), held_out)
-    run = train_reward_model(model, tokenizer, data, folder, config, accelerator)
+    for step in run.steps(steps):
+        # 1. The batch. Every epoch has an order of its own.
+        epoch, place = divmod(step - 1, per_epoch)
+        order = random.Random(f"{config.seed} {epoch}").sample(range(len(data)), len(data))
+        rows = order[place * config.batch_size:(place + 1) * config.batch_size]
+
+        # 2. The gradient, in pieces that fit. Each is divided by the size of the whole batch.
+        learner.train()
+        sums = torch.zeros(3, device=accelerator.device)
+        for piece, weight in my_pieces(rows, config.micro_batch_size, accelerator):
+            piece = data[piece]
+            both = piece["chosen_ids"] + piece["rejected_ids"]
+            chosen, rejected = score_answers(learner, tokenizer, both).chunk(2)
+            loss = pairwise_loss(chosen, rejected, config.margin, count=len(rows))
+            center = (chosen + rejected).square().sum() / len(rows)
+            total = loss + config.center_coef * center
+            # The gradient will be a mean over processes: times their number, a sum.
+            accelerator.backward(total * weight * accelerator.num_processes)
+            right = (chosen > rejected).sum() / len(rows)
+            sums += weight * torch.stack([loss, center, right]).detach()
+
+        # 3. The step.
+        norm = accelerator.clip_grad_norm_(weights, 1.0)  # tames odd batches
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        learner.eval()
+
+        # 4. What happened.
+        loss, center, accuracy = accelerator.reduce(sums).tolist()
+        stats = {"accuracy/train": accuracy, "loss/pairwise": loss, "loss/center": center,
+                 "grad_norm": norm.item(), "learning_rate": schedule.get_last_lr()[0]}
+        run.end_step(step, stats, accuracy=accuracy, loss=loss)
+
     chosen, rejected = score_pairs(model, tokenizer, held_out, config, accelerator)
     after = measure(chosen, rejected, held_out)
     # Lesson 3 divides by these, so that a reward of 1 is one standard deviation of the scores.
-    model.config.score_mean, model.config.score_std = after["score/mean"], after["score/std"]
-    if run.is_main:
-        save_model(model, tokenizer, folder / "model")
-        calibration_table(chosen, rejected)
-        shown = held_out.select(range(min(5, len(held_out))))
-        samples = [(row["instruction"], {f"chosen {a:+.2f}": row["chosen"],
-                                         f"rejected {b:+.2f}": row["rejected"]})
-                   for row, a, b in zip(shown, chosen, rejected)]
-        run.close("accuracy/train", before, after, samples)
-        print('Next: python lesson2_reward.py --score "The spy film was lovely.", '
-              "or python lesson3_ppo.py")
+    settings = model.model.config
+    settings.score_mean, settings.score_std = after["score/mean"], after["score/std"]
+    run.save_model(model.model, tokenizer)
+    calibration_table(chosen, rejected)
+    shown = held_out.select(range(min(5, len(held_out))))
+    samples = [(row["instruction"], {f"chosen {a:+.2f}": row["chosen"],
+                                     f"rejected {b:+.2f}": row["rejected"]})
+               for row, a, b in zip(shown, chosen, rejected)]
+    run.close("accuracy/train", before, after, samples)
+    print('Next: python lesson2_reward.py --score "The spy film was lovely.", '
+          "or python lesson3_ppo.py")
+
+
+# ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------
+
+FREE_TO_CHANGE = ("resume overwrite config device save_every log_level runs_dir micro_batch_size "
+                  "report_to gradient_checkpointing").split()
+MAY_BE_0 = "warmup_steps save_every seed lora_rank".split()
+
+
+def die(message):
+    print("error:", textwrap.shorten(message, 600), file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def blame(what):
+    """What goes wrong in here ends the program with one line that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        die(f"{what}: {type(error).__name__}: {error.__cause__ or error}")
+
+
+def run_lesson():
+    """main(), and one line for whatever escapes from it."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            die("out of memory: lower --micro_batch_size (the result stays the same), then "
+                "--max_new_tokens and --max_prompt_length, or try --bf16 and --lora_rank 8")
+        if logging.root.manager.disable < logging.INFO:  # --log_level info
+            traceback.print_exc()
+        places = [frame for frame in traceback.extract_tb(error.__traceback__)
+                  if f"{os.sep}lib{os.sep}" not in frame.filename]  # the user's files and this one
+        with blame(f"{places[-1].filename}, line {places[-1].lineno} (more with --log_level info)"):
+            raise
+
+
+def read_config(arguments):
+    """The command line; the settings of --config, or of the run to resume, come before it."""
+    parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
+    parser.error = die
+    typed, saved = parser.parse_args(arguments), {}
+    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
+    if file != Path():
+        with blame(f"cannot read settings from {file}"):
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
+        typed = parser.parse_args(earlier + arguments)
+    config = Config(**vars(typed))
+    for name, value in vars(config).items():
+        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+            die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}")
+        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
+        if type(value) in (int, float) and value < least:
+            die(f"--{name} must be at least {least}, not {value}")
+    return config
+
+
+def load_exercises():
+    """{name: function}: the student's, where they are no stubs."""
+    loader = Path(__file__).with_name("exercises") / "load.py"
+    return runpy.run_path(str(loader))["load_exercises"](BLANKS)
+
+
+def read_data(name, columns, size):
+    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
+    with blame(f"cannot read the data {name!r}"):
+        data = datasets.load_dataset(**source, split="train")
+    data = data.select(range(min(size, len(data))))
+    for line, row in enumerate(data, start=1):
+        for column in columns:
+            if not isinstance(row.get(column), str):
+                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
+    return data
+
+
+def make_missing(folder, lesson, duration, config):
+    """Where an input is missing, the lesson that makes it runs first, as a process of its own."""
+    if (folder / "model").is_dir():
+        return
+    if config.data or int(os.environ.get("WORLD_SIZE", 1)) > 1:  # what data? which process?
+        die(f"{folder} is missing: run python {lesson} first (with the same --model, if any)")
+    print(f"{folder} is missing: {lesson} makes it now, in about {duration}.", flush=True)
+    begun = (folder / "config.json").is_file()
+    command = [sys.executable, Path(__file__).with_name(lesson), f"--runs_dir={config.runs_dir}",
+               f"--device={config.device}", "--resume" if begun else f"--seed={config.seed}"]
+    child = subprocess.Popen(command + [f"--model={config.model}"] * bool(config.model))
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
+    if child.wait():
+        sys.exit(child.returncode)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def from_pretrained(kind, name, config, **options):
+    """(model, tokenizer, end tokens) from the hub, a folder or a run: in float32, because bfloat16
+    would lose small steps; without dropout, because a policy has to agree with itself; with a pad
+    token that is no end token. An adapter that it comes with is merged into its weights."""
+    path = Path(name, "model") if Path(name, "model").is_dir() else name
+    with blame(f"cannot load the model {str(name)!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        adapter = find_adapter_config_file(str(path))
+        base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
+        settings = AutoConfig.from_pretrained(base).to_dict()
+        options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+        model = kind.from_pretrained(base, dtype=config.dtype if config.lora_rank else "float32",
+                                     attn_implementation=config.attn_implementation, **options)
+        if adapter:
+            import peft
+            model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+    # Labels end with the tokenizer's end token, so generation has to stop there. It may know more.
+    ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if tokenizer.eos_token is None and ends:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    if tokenizer.eos_token is None:
+        die(f"the model {str(name)!r} has no end token: its answers would never stop")
+    if tokenizer.eos_token_id not in ends:
+        print(f"{name}: an answer ends with {tokenizer.eos_token!r}, as the tokenizer says.")
+        ends = [tokenizer.eos_token_id, *ends]
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.eval(), tokenizer, ends
+
+
+def add_adapter(model, config, task):
+    """LoRA (Hu et al. 2021): every linear layer W becomes W + 32/r B A with A and B of rank r. W is
+    frozen, and B is 0 at first. For 32 and the tenfold learning rate see Schulman et al. 2025."""
+    if not config.lora_rank:
+        return model
+    with blame("--lora_rank needs one more package (pip install peft)"):
+        import peft
+    # What tells one base model from another, for adapters that want to share one.
+    total = sum(weight.double().abs().sum().item() for weight in model.base_model.parameters())
+    model.config.fingerprint = f"{total:.10g}"
+    conv1d = any(type(layer).__name__ == "Conv1D" for layer in model.modules())  # GPT-2 stores W.T
+    return peft.get_peft_model(model, peft.LoraConfig(
+        task_type=task, r=config.lora_rank, lora_alpha=32, target_modules="all-linear",
+        fan_in_fan_out=conv1d))
+
+
+def start(config):
+    """Quiet libraries, the seed, and an Accelerator: device, processes, precision, tracker."""
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    logging.disable(getattr(logging, config.log_level.upper()) - 1)
+    warnings.simplefilter("ignore", FutureWarning)
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    torch.manual_seed(config.seed)
+    tracker = None if config.report_to == "none" else config.report_to
+    with blame("cannot start"):
+        accelerator = Accelerator(
+            cpu=config.device == "cpu", mixed_precision="bf16" if config.bf16 else "no",
+            step_scheduler_with_optimizer=False, log_with=tracker,
+            project_dir=run_folder(config).parent)
+        if tracker and not accelerator.log_with:
+            raise ImportError(f"--report_to {tracker} needs the package {tracker}")
+        if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):
+            raise ValueError("the lessons have data parallelism, but no FSDP and no DeepSpeed")
+    if not accelerator.is_main_process:
+        sys.stdout = open(os.devnull, "w")
+    return accelerator
+
+
+def run_folder(config, run_name=None):
+    """<runs_dir>/<run_name>, with the name of a model other than the tiny one in between."""
+    root, model = Path(config.runs_dir).resolve(), Path(config.model)
+    is_run = config.model and model.resolve().is_relative_to(root)
+    family = model.resolve().relative_to(root).parent if is_run else model.name
+    return Path(config.runs_dir, family, run_name or config.run_name)
+
+
+class Run:
+    """A run's folder: config.json, metrics.jsonl, checkpoints, curves. An earlier run of the same
+    name is kept as <run_name>-1 and so on; with --resume it goes on from its last checkpoint."""
+
+    def __init__(self, config, accelerator):
+        self.config, self.accelerator, self.folder = config, accelerator, run_folder(config)
+        self.is_main, folder = accelerator.is_main_process, self.folder
+        if config.resume and (folder / "model").is_dir():
+            die(f"{folder} is finished: there is nothing to resume")
+        if self.is_main and not config.resume:
+            with blame(f"cannot write to {folder}"):
+                if folder.is_dir() and any(folder.iterdir()):
+                    if Path(config.model).resolve() == folder.resolve():
+                        die(f"{folder} is --model and would be replaced: take another --run_name")
+                    if not (folder / "config.json").is_file():
+                        die(f"{folder} holds files that no lesson wrote: take another --run_name")
+                    n = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
+                    shutil.rmtree(folder) if config.overwrite else folder.rename(f"{folder}-{n}")
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
+        accelerator.wait_for_everyone()
+
+    def checkpoints(self):
+        return sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+
+    def steps(self, total):
+        """The steps still to come, with a bar. Each has a seed of its own, so that a resumed run
+        draws what it would have drawn."""
+        lines = []
+        for checkpoint in self.checkpoints()[-1:]:
+            self.accelerator.load_state(checkpoint)
+            log = (self.folder / "metrics.jsonl").read_text()
+            lines = log.splitlines(keepends=True)[:int(checkpoint.name[11:])]
+        self.rows, done = list(map(json.loads, lines)), len(lines)
+        self.accelerator.wait_for_everyone()
+        self.log = open(self.folder / "metrics.jsonl" if self.is_main else os.devnull, "w")
+        self.log.writelines(lines)
+        curves = {"tensorboard": {"purge_step": done + 1}}
+        self.accelerator.init_trackers(self.folder.name, init_kwargs=curves)
+        signal.signal(signal.SIGINT, self.interrupt)
+        name, process = self.config.run_name, self.accelerator.process_index
+        self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, desc=name)
+        for step in self.bar:
+            torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + process)
+            yield step
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt(self, *_):
+        """Ctrl-C: the step is finished and saved first. A second Ctrl-C stops at once."""
+        self.accelerator.set_trigger()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def end_step(self, step, stats, **shown):
+        """Log the step, and save a checkpoint when it is time or when Ctrl-C was pressed."""
+        self.bar.set_postfix(shown)
+        self.rows.append({"step": step, **stats})
+        print(json.dumps(self.rows[-1]), file=self.log, flush=True)
+        self.accelerator.log(stats, step)
+        interrupted = self.accelerator.check_trigger()  # on any of the processes
+        if interrupted or self.config.save_every and step % self.config.save_every == 0:
+            self.accelerator.save_state(self.folder / "unfinished")
+            self.accelerator.wait_for_everyone()
+            if self.is_main:  # so that what is called checkpoint-<step> is whole
+                (self.folder / "unfinished").rename(self.folder / f"checkpoint-{step}")
+                for old in self.checkpoints()[:-2]:
+                    shutil.rmtree(old)
+        if interrupted:
+            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. "
+                     f"To go on: python {again}")
+
+    def save_model(self, model, tokenizer):
+        """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
+        if not self.is_main:
+            return
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(self.folder / "adapter", selected_adapters=["default"])
+            tokenizer.save_pretrained(self.folder / "adapter")
+            model = model.merge_and_unload()
+        model.save_pretrained(self.folder / "unfinished")
+        tokenizer.save_pretrained(self.folder / "unfinished")
+        if hasattr(model, "generation_config_to_save"):
+            file = self.folder / "unfinished" / "generation_config.json"
+            model.generation_config_to_save.to_json_file(file)
+        (self.folder / "unfinished").rename(self.folder / "model")
+
+    def close(self, curve, before, after, samples):
+        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
+        print(f"\n{'':<36}{'before':>10}{'after':>10}")
+        for name in before:
+            print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
+        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
+        marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
+        print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
+        text = ""
+        for title, texts in samples:
+            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
+        print(text.replace("**", ""))
+        if self.is_main:
+            (self.folder / "samples.md").write_text(text, encoding="utf-8")
+            self.accelerator.log({"samples": text}, len(self.rows))
+        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
+              f"Curves: tensorboard --logdir {self.config.runs_dir}")
+        self.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main()
+    run_lesson()

@@ -133,12 +133,13 @@ def sft_loss(logits, labels, count=None):
     token that has a label?
 
     Shapes
-        logits    float (B, T, V), float32 or a smaller type such as bfloat16
+        logits    float (B, T, V), any float type
         labels    int64 (B, T), token ids, or -100: no loss here
         count     number, or tensor with one number, to divide by; None: how many labels the sum
                   below has, at least 1
-        returns   float32 scalar, computed in float32 whatever the logits are. Where no label is
-                  left it is 0, with a graph: backward() must work, and gives the gradient 0
+        returns   float32 scalar, computed in float32 also where the logits are bfloat16 (or in
+                  float64 where they are that). Where no label is left it is 0, with a graph:
+                  backward() must work, and gives the gradient 0
 
     Formula (Radford et al. 2018, "Improving language understanding by generative pre-training",
     eq. 1, negated because optimisers minimise, and divided by count)
@@ -162,7 +163,8 @@ def sft_loss(logits, labels, count=None):
     """
     logits = logits[:, :-1]  # (B, T-1, V): position t predicts ...
     labels = labels[:, 1:]  # (B, T-1): ... token t + 1
-    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no half precision
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     count = (labels != -100).sum().clamp(min=1) if count is None else count
     return total / count
 

@@ -19,8 +19,9 @@ def response_logprobs(logits, response, temperature=1.0):
                       0 is the prompt's last token, position t the t-th token of the response
         response      long (B, T), the ids of the response's tokens, T >= 1
         temperature   number > 0, which the logits are divided by (that of the sampling)
-        returns       float32 (B, T), whatever the dtype of the logits, and computed in float32 (or
-                      better). A gradient flows to the logits. Padding gets a number like any token
+        returns       float32 (B, T), computed in float32 also where the logits are bfloat16 (or in
+                      float64 where they are that: gradient checks need it). A gradient flows to
+                      the logits. Padding gets a number like any token
 
     Formula (the softmax with a temperature: Hinton et al. 2015, "Distilling the knowledge in a
     neural network", eq. 1; z_t is the row of logits that was computed before token y_t was read)
@@ -298,8 +299,8 @@ def masked_entropy(logits, mask, count=None):
         mask      float (B, T)
         count     what to divide by, a number or a tensor; None: the number of real tokens, but at
                   least 1 (without any real token the result is 0, with a graph all the same)
-        returns   a float32 scalar, whatever the dtype of the logits, and computed in float32 (or
-                  better). Gradients flow to the logits, and are finite like the result
+        returns   a float32 scalar, computed in float32 also where the logits are bfloat16 (or in
+                  float64 where they are that). Gradients flow to the logits, finite like the result
 
     Formula (Shannon 1948; the bonus S of Schulman et al. 2017, eq. 9)
         p_t = softmax(logits_t)
