@@ -580,9 +580,10 @@ def run_lesson():
                 "--max_new_tokens and --max_prompt_length, or try --bf16 and --lora_rank 8")
         if logging.root.manager.disable < logging.INFO:  # --log_level info
             traceback.print_exc()
-        places = [frame for frame in traceback.extract_tb(error.__traceback__)
-                  if f"{os.sep}lib{os.sep}" not in frame.filename]  # the user's files and this one
-        with blame(f"{places[-1].filename}, line {places[-1].lineno} (more with --log_level info)"):
+        libraries = str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1])
+        place = [frame for frame in traceback.extract_tb(error.__traceback__)
+                 if not frame.filename.startswith(libraries)][-1]  # this file, or the user's
+        with blame(f"{place.filename}, line {place.lineno} (more with --log_level info)"):
             raise
 
 
@@ -659,6 +660,7 @@ def from_pretrained(kind, name, config, **options):
         if adapter:
             import peft
             model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+            model.requires_grad_(True)
     # Labels end with the tokenizer's end token, so generation has to stop there. It may know more.
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -702,6 +704,7 @@ def add_adapter(model, config, task):
     # What tells one base model from another, for adapters that want to share one.
     total = sum(weight.double().abs().sum().item() for weight in model.base_model.parameters())
     model.config.fingerprint = f"{total:.10g}"
+    torch.manual_seed(config.seed)  # whatever was drawn before, the adapter begins the same
     conv1d = any(type(layer).__name__ == "Conv1D" for layer in model.modules())  # GPT-2 stores W.T
     return peft.get_peft_model(model, peft.LoraConfig(
         task_type=task, r=config.lora_rank, lora_alpha=32, target_modules="all-linear",
@@ -731,19 +734,20 @@ def start(config):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     logging.disable(getattr(logging, config.log_level.upper()) - 1)
     warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", message=".*log_with")  # what is missing is said below
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
     tracker = None if config.report_to == "none" else config.report_to
     with blame("cannot start"):
+        if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):
+            raise ValueError("the lessons have data parallelism, but no FSDP and no DeepSpeed")
         accelerator = Accelerator(
             cpu=config.device == "cpu", mixed_precision="bf16" if config.bf16 else "no",
             step_scheduler_with_optimizer=False, log_with=tracker,
             project_dir=run_folder(config).parent)
         if tracker and not accelerator.log_with:
             raise ImportError(f"--report_to {tracker} needs the package {tracker}")
-        if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):
-            raise ValueError("the lessons have data parallelism, but no FSDP and no DeepSpeed")
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")
     return accelerator
@@ -825,8 +829,8 @@ class Run:
                     shutil.rmtree(old)
         if interrupted:
             again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. "
-                     f"To go on: python {again}")
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                     f"{again}" if self.is_main else 1)
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
