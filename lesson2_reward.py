@@ -592,9 +592,11 @@ def start(config):
         if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):
             raise ValueError("the lessons have data parallelism, but no FSDP and no DeepSpeed")
         accelerator = Accelerator(
-            cpu=config.device == "cpu", mixed_precision="bf16" if config.bf16 else "no",
-            step_scheduler_with_optimizer=False, log_with=tracker,
-            project_dir=run_folder(config).parent)
+            cpu=config.device == "cpu" or not torch.accelerator.is_available(),
+            mixed_precision="bf16" if config.bf16 else "no", step_scheduler_with_optimizer=False,
+            log_with=tracker, project_dir=run_folder(config).parent)
+        if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
+            raise ValueError("the processes do not find each other: try --device cpu")
         if tracker and not accelerator.log_with:
             raise ImportError(f"--report_to {tracker} needs the package {tracker}")
     if not accelerator.is_main_process:

@@ -1155,6 +1155,37 @@ def test_two_processes_end_lesson_2_like_one(chain):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", [
+    ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+     "--mixed_precision=no", "--dynamo_backend=no"],
+    ["-m", "torch.distributed.run", "--nproc_per_node=2"]], ids=["accelerate launch", "torchrun"])
+def test_launchers_start_two_processes(chain, launcher):
+    """Also without --device cpu on a machine without a GPU, where accelerate alone would start two
+    processes that do not know each other."""
+    port = ["--main_process_port" if "accelerate" in launcher[1] else "--master_port", free_port()]
+    options = [flag for flag in flags(SMALL[2]) if flag != "--device=cpu"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *port, REPO / LESSONS[2], *options, "--run_name=launched",
+         "--overwrite"], cwd=chain.folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in chain.runs.glob("launched*")] == ["launched"]
+    assert done.stdout.count("Written to") == 1
+    assert_two_equal_one(chain.runs / "launched", chain.runs / "reward",
+                         ["loss/pairwise", "loss/center", "accuracy/train", "grad_norm"])
+
+
+def test_processes_that_do_not_find_each_other_are_refused(chain):
+    """As under a launcher with several processes on a machine whose only device is MPS."""
+    code = ("import sys, runpy, torch; from accelerate import Accelerator; Accelerator();"
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code, REPO / LESSONS[2], *flags(SMALL[2])],
+                          cwd=chain.folder, capture_output=True, text=True,
+                          env={**os.environ, "WORLD_SIZE": "2"})
+    done.code, done.err = done.returncode, done.stderr
+    assert_one_line(done, "do not find each other")
+
+
+@pytest.mark.slow
 def test_two_processes_end_lesson_1_like_one(chain, tmp_path):
     first, second = run_pair(tmp_path, 1)
     assert first.code == second.code == 0, first.err + second.err

@@ -2,30 +2,55 @@
 a mistake that has been made in a widely read teaching codebase, or a trap of a library."""
 
 import copy
+import json
+import logging
 import random
+import shutil
 import signal
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers.modeling_utils
 from accelerate import Accelerator
 from conftest import save_tiny_model
 from datasets import Dataset
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import BertConfig, BertForMaskedLM, GenerationConfig, OPTConfig, OPTForCausalLM
 
 PROMPTS = [[40, 41, 42], [50, 51, 52, 53, 54, 55, 56, 57, 58], [60, 61, 62, 63, 64]]
+needs_peft = pytest.mark.peft
+LORA = pytest.param(2, marks=needs_peft)  # a rank for --lora_rank
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def accelerator():
-    return Accelerator(cpu=True)
+    """As start() makes it, for one test: it remembers what it has prepared."""
+    return Accelerator(cpu=True, step_scheduler_with_optimizer=False)
 
 
 @pytest.fixture(params=[3, 4])
 def ppo_or_grpo(request, lesson3, lesson4):
     return {3: lesson3, 4: lesson4}[request.param]
+
+
+@pytest.fixture(scope="session")
+def opt(gpt2, tmp_path_factory):
+    """The folder of a tiny OPT, like OPT-350m: the layers are 32 wide, and the head reads 16."""
+    folder = tmp_path_factory.mktemp("opt")
+    torch.manual_seed(0)
+    OPTForCausalLM(OPTConfig(
+        vocab_size=320, hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=128, do_layer_norm_before=False,
+        bos_token_id=0, eos_token_id=0, dropout=0.1, attention_dropout=0.1, init_std=0.3,
+    )).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gpt2).save_pretrained(folder)
+    return str(folder)
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -55,24 +80,83 @@ def prefer(model, token, bonus):
 
 
 def shake(model, size=0.02):
-    """Another model, not far away."""
+    """Another model, not far away. Of a model with an adapter only the adapter moves."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += size * torch.randn(weight.shape, generator=generator)
+            if weight.requires_grad:
+                weight += size * torch.randn(weight.shape, generator=generator)
     return model
+
+
+def weights(model):
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+def change_json(file, **settings):
+    file = Path(file)
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
 def make_config(lesson, **settings):
     sizes = dict(num_samples=12, batch_size=6, micro_batch_size=4, max_new_tokens=6)
+    if hasattr(lesson.Config, "group_size"):
+        sizes["group_size"] = 4
     return lesson.Config(**{"device": "cpu", **sizes, **settings})
+
+
+def load(lesson, folder, **settings):
+    """(model, tokenizer), after the seed that start() sets: new rows and adapters are random."""
+    torch.manual_seed(0)
+    return lesson.load_causal_lm(lesson.Config(model=str(folder), device="cpu", **settings))
+
+
+def load_reward(lesson2, folder, **settings):
+    """(RewardModel, tokenizer)"""
+    torch.manual_seed(0)
+    return lesson2.make_reward_model(
+        lesson2.Config(model=str(folder), device="cpu", **settings))
+
+
+def save_run(lesson, model, tokenizer, folder, **settings):
+    """-> the folder of a run that ended with this model."""
+    config = lesson.Config(runs_dir=str(folder), device="cpu", **settings)
+    run = lesson.Run(config, Accelerator(cpu=True))
+    run.save_model(model, tokenizer)
+    return str(run.folder)
+
+
+@pytest.fixture
+def keep_ctrl_c():
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture
+def run_main(monkeypatch, tmp_path, keep_ctrl_c):
+    """run_main(lesson, model=..., steps=...): the lesson's main() in this process, with these flags
+    -> the stats of its steps."""
+    silenced = logging.root.manager.disable
+
+    def run(lesson, **flags):
+        flags = dict(runs_dir=tmp_path / "runs", device="cpu", report_to="none") | flags
+        monkeypatch.setattr(
+            "sys.argv", [lesson.__file__] + [f"--{name}={flag}" for name, flag in flags.items()])
+        steps = record(monkeypatch, lesson.Run, "end_step")
+        with warnings.catch_warnings():
+            lesson.main()
+        return [args[2] for args, _ in steps]
+
+    yield run
+    logging.disable(silenced)
 
 
 # ---- Loading ------------------------------------------------------------------------------------
 
 
 def test_loaded_model_has_a_pad_token_that_is_no_end_token(lesson3, hub_model):
-    model, tokenizer = lesson3.load_causal_lm(hub_model)
+    model, tokenizer = load(lesson3, hub_model)
     ends = model.generation_config.eos_token_id
     assert isinstance(ends, list) and 0 in ends
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends
@@ -82,32 +166,186 @@ def test_loaded_model_has_a_pad_token_that_is_no_end_token(lesson3, hub_model):
 
 
 def test_embeddings_grow_to_a_multiple_of_64_when_they_must(lesson3, gpt2, qwen3):
-    grown = lesson3.load_causal_lm(gpt2)[0]  # 300 entries and a pad token
+    grown = load(lesson3, gpt2)[0]  # 300 entries and a pad token
     assert grown.get_input_embeddings().weight.shape[0] == 320
     assert grown.get_output_embeddings().weight is grown.get_input_embeddings().weight
-    assert lesson3.load_causal_lm(qwen3)[0].get_input_embeddings().num_embeddings == 320
+    assert load(lesson3, qwen3)[0].get_input_embeddings().num_embeddings == 320
 
 
 def test_bfloat16_checkpoint_loads_as_float32(lesson2, lesson3, qwen3):
     with safe_open(Path(qwen3, "model.safetensors"), "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}
-    for model in lesson3.load_causal_lm(qwen3)[0], lesson2.load_reward_model(qwen3)[0]:
+    for model in load(lesson3, qwen3)[0], load_reward(lesson2, qwen3)[0]:
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
 
 
 def test_all_end_tokens_of_the_model_are_kept(lesson3, qwen3):
-    assert lesson3.load_causal_lm(qwen3)[0].generation_config.eos_token_id == [1, 0]
+    assert load(lesson3, qwen3)[0].generation_config.eos_token_id == [1, 0]
 
 
 def test_saved_model_loads_as_it_was(lesson3, hub_model, tmp_path):
-    model, tokenizer = lesson3.load_causal_lm(hub_model)
-    lesson3.save_model(model, tokenizer, tmp_path / "model")
-    again, same_tokenizer = lesson3.load_causal_lm(tmp_path)
+    model, tokenizer = load(lesson3, hub_model)
+    again, same_tokenizer = load(lesson3, save_run(lesson3, model, tokenizer, tmp_path))
     assert same_tokenizer.get_vocab() == tokenizer.get_vocab()
     assert same_tokenizer.pad_token_id == tokenizer.pad_token_id
     assert again.generation_config.to_dict() == model.generation_config.to_dict()
     for old, new in zip(model.parameters(), again.parameters()):
         assert torch.equal(old, new)
+
+
+def test_saved_generation_config_is_the_models_own(lesson1, hub_model, tmp_path):
+    """Our sampling is for training. Who loads the result finds the filters that its makers chose,
+    after two lessons as after one."""
+    folder = hub_model
+    for name in "sft", "again":
+        model, tokenizer = load(lesson1, folder)
+        folder = save_run(lesson1, model, tokenizer, tmp_path, run_name=name)
+        saved = GenerationConfig.from_pretrained(Path(folder, "model"))
+        assert (saved.top_p, saved.top_k, saved.temperature, saved.repetition_penalty) == (
+            0.5, 20, 0.6, 1.3)
+        assert saved.eos_token_id == model.generation_config.eos_token_id
+        assert saved.pad_token_id == tokenizer.pad_token_id
+
+
+def with_dropout(folder, source):
+    """A copy of this model whose config asks for dropout wherever the model can have it."""
+    shutil.copytree(source, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    rates = {name: 0.1 for name in settings if name.endswith(("dropout", "pdrop"))}
+    assert rates
+    change_json(folder / "config.json", **rates)
+    return str(folder)
+
+
+@pytest.mark.parametrize("lora_rank", [0, LORA])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "opt"])
+def test_there_is_no_dropout_even_in_training_mode(
+        lesson1, lesson2, tmp_path, request, name, lora_rank):
+    """Or the policy would not agree with itself. Training mode is there for the checkpoints of
+    activations. The lessons' two kinds of models; lessons 3 and 4 load as lesson 1 does."""
+    folder = with_dropout(tmp_path / "dropout", request.getfixturevalue(name))
+    inputs = {"input_ids": torch.tensor(PROMPTS[1:2] * 2)}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    wet = AutoModelForCausalLM.from_pretrained(folder).train()
+    assert not torch.equal(*wet(**inputs).logits)
+    lm, _ = load(lesson1, folder, lora_rank=lora_rank)
+    reward_model, _ = load_reward(lesson2, folder, lora_rank=lora_rank)
+    for model, owner in (lm, lm), (reward_model, reward_model.model):
+        assert {module.p for module in model.modules()
+                if isinstance(module, torch.nn.Dropout)} <= {0.0}
+        settings = owner.config.to_dict()
+        rates = [settings[key] for key in settings if key.endswith(("dropout", "pdrop"))]
+        assert rates and not any(rates)
+        results = [model.train(mode)(**inputs) for mode in (False, True)]
+        assert torch.equal(*(getattr(result, "logits", result) for result in results))
+
+
+def test_a_model_that_fills_gaps_is_refused(lesson1, lesson2, gpt2, tmp_path, capsys):
+    """transformers loads BERT as a causal model, with a warning where nobody looks."""
+    BertForMaskedLM(BertConfig(
+        vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(gpt2).save_pretrained(tmp_path)
+    for refused, words in ((load, "cannot write"), (load_reward, "no causal language model")):
+        with pytest.raises(SystemExit) as stopped:
+            refused(lesson1 if refused is load else lesson2, tmp_path)
+        message = capsys.readouterr().err
+        assert stopped.value.code == 2 and words in message and str(tmp_path) in message
+
+
+END, OTHER_END = "<|endoftext|>", "<|im_end|>"  # tokens 0 and 1
+SAYS = f"an answer ends with {OTHER_END!r}, as the tokenizer says"
+ENDS = {  # the tokenizer's tokens, generation's ends -> the end of a label, the ends, what is said
+    "the same": ({"eos_token": END}, 0, 0, [0], ""),
+    "another": ({"eos_token": OTHER_END}, 0, 1, [1, 0], SAYS),
+    "one of two": ({"eos_token": END}, [1, 0], 0, [1, 0], ""),
+    "the model's": ({"unk_token": END}, 1, 1, [1], ""),
+    "the model's first": ({"unk_token": END}, [1, 0], 1, [1, 0], ""),
+    "the tokenizer's": ({"eos_token": OTHER_END}, None, 1, [1], SAYS),
+    "none": ({"unk_token": END}, None, None, None, "")}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_answers_end_with_a_token_that_generation_stops_at(
+        lesson1, lesson2, tmp_path, capsys, case):
+    """Else an answer is learned whose end nobody sees."""
+    tokens, stops, end, ends, words = ENDS[case]
+    folder = save_tiny_model(tmp_path, "gpt2", **tokens)
+    for file in "config.json", "generation_config.json":
+        change_json(tmp_path / file, eos_token_id=stops)
+    if ends is None:
+        for refused, lesson in (load, lesson1), (load_reward, lesson2):
+            with pytest.raises(SystemExit) as stopped:
+                refused(lesson, folder)
+            assert stopped.value.code == 2 and "no end token" in capsys.readouterr().err
+        return
+    model, tokenizer = load(lesson1, folder)
+    printed = capsys.readouterr().out
+    assert model.generation_config.eos_token_id == ends
+    assert printed.count("\n") == bool(words) and words in printed
+    config = lesson1.Config(device="cpu", max_prompt_length=200)
+    rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
+    assert {row["labels"][-1] for row in rows} == {end}
+    prefer(model, end, 1000.)
+    assert lesson1.generate(model, tokenizer, PROMPTS, 5)[2].tolist() == [[end]] * 3
+    assert load_reward(lesson2, folder)[1].eos_token_id == end  # of the answers that it scores
+
+
+@pytest.fixture
+def llama(qwen3, tmp_path):
+    """The folder of a model whose tokenizer puts <s> before every text, as Llama's does."""
+    shutil.copytree(qwen3, tmp_path / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(qwen3)
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.save_pretrained(tmp_path / "llama")
+    return str(tmp_path / "llama")
+
+
+@pytest.fixture
+def tea(lesson1, llama):
+    """(tokenizer, prompt, answer with its end token): <s> stands before the prompt, once."""
+    tokenizer = load(lesson1, llama)[1]
+    prompt, answer = (tokenizer.encode(text, add_special_tokens=False)
+                      for text in (lesson1.format_prompt("Say tea."), "tea"))
+    begin = [tokenizer.bos_token_id]
+    assert tokenizer.encode("tea") == begin + answer  # or the tests would show nothing
+    return tokenizer, begin + prompt, answer + [tokenizer.eos_token_id]
+
+
+def test_a_begin_token_stands_before_the_prompt_in_examples_and_pairs(lesson1, lesson2, tea):
+    tokenizer, prompt, answer = tea
+    example = Dataset.from_list([{"instruction": "Say tea.", "output": "tea"}])
+    [row] = lesson1.tokenize_examples(example, tokenizer, lesson1.Config(max_prompt_length=200))
+    assert row["input_ids"] == prompt + answer
+    assert row["labels"] == [-100] * len(prompt) + answer
+    pair = Dataset.from_list([{"instruction": "Say tea.", "chosen": "tea", "rejected": ""}])
+    [row] = lesson2.tokenize_pairs(pair, tokenizer, lesson2.Config(max_prompt_length=200))
+    assert (row["chosen_ids"], row["rejected_ids"]) == (prompt + answer, prompt + answer[-1:])
+
+
+def test_a_begin_token_stands_before_prompts_to_answer(lesson3, lesson4, tea, tmp_path):
+    tokenizer, prompt, _ = tea
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{"instruction": "Say tea."}]))
+    settings = dict(max_prompt_length=200, data=str(data))
+    for part in (lesson3.load_prompts(lesson3.Config(**settings), tokenizer),
+                 *lesson4.load_grpo_prompts(lesson4.Config(**settings), tokenizer)):
+        assert list(part["prompt_ids"]) == [prompt]
+
+
+def test_a_begin_token_stands_before_what_is_typed(
+        lesson1, lesson2, llama, tea, tmp_path, monkeypatch):
+    _, prompt, answer = tea
+    chats = record(monkeypatch, lesson1, "generate")
+    lesson1.chat(lesson1.Config(model=llama, prompt="Say tea.", device="cpu", max_new_tokens=1))
+    assert chats[0][0][2] == [prompt]
+    save_reward(lesson2, *load_reward(lesson2, llama), tmp_path)
+    scores = record(monkeypatch, lesson2, "score_answers")
+    lesson2.score_one(lesson2.Config(
+        runs_dir=str(tmp_path), prompt="Say tea.", score="tea", device="cpu"))
+    assert scores[0][0][2] == [prompt + answer]
 
 
 # ---- Sampling -----------------------------------------------------------------------------------
@@ -135,7 +373,7 @@ def test_the_hub_models_own_sampling_has_filters(hub_model):
 
 
 def test_sampler_draws_from_the_plain_logits(lesson1, hub_model, monkeypatch):
-    model, tokenizer = lesson1.load_causal_lm(hub_model)
+    model, tokenizer = load(lesson1, hub_model)
     outputs = record_scores(model, monkeypatch)
     lesson1.generate(model, tokenizer, PROMPTS, 5, temperature=0.7)
     lesson1.generate(model, tokenizer, PROMPTS, 5)
@@ -147,7 +385,7 @@ def test_sampler_draws_from_the_plain_logits(lesson1, hub_model, monkeypatch):
 
 
 def test_temperature_zero_takes_the_likeliest_token(lesson1, hub_model, monkeypatch):
-    model, tokenizer = lesson1.load_causal_lm(hub_model)
+    model, tokenizer = load(lesson1, hub_model)
     outputs = record_scores(model, monkeypatch)
     ids, mask, response = lesson1.generate(model, tokenizer, PROMPTS[:1], 5, temperature=0)
     likeliest = [logits.argmax(dim=-1) for logits in outputs[0].logits]
@@ -155,7 +393,7 @@ def test_temperature_zero_takes_the_likeliest_token(lesson1, hub_model, monkeypa
 
 
 def test_prompts_are_padded_on_the_left(lesson1, hub_model):
-    model, tokenizer = lesson1.load_causal_lm(hub_model)
+    model, tokenizer = load(lesson1, hub_model)
     ids, mask, response = lesson1.generate(model, tokenizer, PROMPTS, 2)
     assert ids.shape == mask.shape == (3, 9) and len(response) == 3
     for row, row_mask, prompt in zip(ids.tolist(), mask.tolist(), PROMPTS):
@@ -166,14 +404,14 @@ def test_prompts_are_padded_on_the_left(lesson1, hub_model):
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_any_of_the_end_tokens_stops_a_response(lesson3, qwen3, end):
-    model, tokenizer = lesson3.load_causal_lm(qwen3)
+    model, tokenizer = load(lesson3, qwen3)
     prefer(model, end, 1000.)
     response = lesson3.generate(model, tokenizer, PROMPTS, 5)[2]
     assert response.tolist() == [[end]] * 3
 
 
 def test_nothing_but_padding_follows_an_end_token(lesson3, qwen3):
-    model, tokenizer = lesson3.load_causal_lm(qwen3)
+    model, tokenizer = load(lesson3, qwen3)
     for end in 0, 1:
         prefer(model, end, 6.)
     torch.manual_seed(0)
@@ -195,25 +433,37 @@ def constant_score(ids, mask, texts, rows=None):
 
 
 def make_rollout(lesson, model, tokenizer, config, reference=None, score=constant_score):
-    """(policy, rollout) of lesson 3 or 4 for PROMPTS: 12 responses."""
+    """(policy, rollout) of lesson 3 or 4 for PROMPTS: 12 responses, and random advantages."""
+    accelerator = Accelerator(cpu=True)
+    reference = reference and lesson.make_reference(reference, config)
     torch.manual_seed(0)
     if hasattr(lesson, "sample_groups"):
         data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
-        config.group_size = 4
         rollout = lesson.sample_groups(
-            model, reference, score, tokenizer, data, [0, 1, 2], config)
+            model, reference, score, tokenizer, data, [0, 1, 2], config, accelerator)
+        rollout.advantages = torch.randn(rollout.rewards.shape)
         return model, rollout
     policy = lesson.CausalLMWithValueHead(model)
     rollout = lesson.sample_responses(
-        policy, reference or model, score, tokenizer, PROMPTS * 4, config)
+        policy, reference or lesson.make_reference(model, config), score, tokenizer, PROMPTS * 4,
+        config, accelerator)
     rollout.advantages = torch.randn(rollout.mask.shape) * rollout.mask
     rollout.returns = torch.randn(rollout.mask.shape) * rollout.mask
     return policy, rollout
 
 
+def twin(lesson, policy):
+    """Its copy. (The hook of a value head's owner would go on to serve the first owner.)"""
+    if not hasattr(policy, "value_head"):
+        return copy.deepcopy(policy)
+    new = lesson.CausalLMWithValueHead(copy.deepcopy(policy.lm))
+    new.value_head.load_state_dict(policy.value_head.state_dict())
+    return new
+
+
 def test_rollout_logprobs_are_the_samplers(ppo_or_grpo, hub_model, monkeypatch):
     lesson = ppo_or_grpo
-    model, tokenizer = lesson.load_causal_lm(hub_model)
+    model, tokenizer = load(lesson, hub_model)
     prefer(model, 0, 4.)  # so that some responses are shorter
     outputs = record_scores(model, monkeypatch)
     config = make_config(lesson, temperature=0.7)
@@ -237,7 +487,7 @@ def test_ratio_is_one_on_the_first_minibatch(ppo_or_grpo, hub_model, accelerator
     """With dropout in GPT-2's config, prompts padded on the left, a temperature, and micro-batches
     that are not the rollout's. Afterwards the ratio moves."""
     lesson = ppo_or_grpo
-    model, tokenizer = lesson.load_causal_lm(hub_model)
+    model, tokenizer = load(lesson, hub_model)
     prefer(model, 0, 4.)
     config = make_config(lesson, temperature=0.7)
     policy, rollout = make_rollout(lesson, model, tokenizer, config)
@@ -250,20 +500,19 @@ def test_ratio_is_one_on_the_first_minibatch(ppo_or_grpo, hub_model, accelerator
     assert len(log_ratios) == config.ppo_epochs * 2 * 2  # minibatches, micro-batches
     assert max(log_ratios[:2]) < 1e-5
     assert min(log_ratios[2:]) > 1e-4
-    assert not any(module.training for module in policy.modules()
-                   if isinstance(module, torch.nn.Dropout))
+    assert not policy.training
 
 
 def test_logprobs_do_not_move_with_padding(ppo_or_grpo, hub_model):
     lesson = ppo_or_grpo
-    model, tokenizer = lesson.load_causal_lm(hub_model)
+    model, tokenizer = load(lesson, hub_model)
     response = torch.tensor([[70, 71, 0]])
 
     def logprobs(prompt, left, right):
         pad = tokenizer.pad_token_id
         ids = torch.tensor([[pad] * left + prompt + [70, 71, 0] + [pad] * right])
         mask = torch.tensor([[0] * left + [1] * (len(prompt) + 3) + [0] * right])
-        logits = lesson.response_output(model, ids, mask, 3 + right).logits
+        logits = lesson.response_logits(model, ids, mask, 3 + right)
         return lesson.response_logprobs(logits[:, :4], response)
 
     with torch.no_grad():
@@ -275,7 +524,7 @@ def test_logprobs_do_not_move_with_padding(ppo_or_grpo, hub_model):
 
 def test_what_follows_the_end_token_cannot_reach_the_loss(ppo_or_grpo, gpt2, accelerator):
     lesson = ppo_or_grpo
-    model, tokenizer = lesson.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson, gpt2)
     prefer(model, 0, 4.)
     config = make_config(lesson, batch_size=12, ppo_epochs=1)
     policy, rollout = make_rollout(lesson, model, tokenizer, config)
@@ -284,8 +533,337 @@ def test_what_follows_the_end_token_cannot_reach_the_loss(ppo_or_grpo, gpt2, acc
         noisy, length = copy.deepcopy(rollout), rollout.response.shape[1]
         padding = noisy.mask == 0
         noisy.response[padding] = noisy.ids[:, -length:][padding] = noise
-        stats.append(update(lesson, copy.deepcopy(policy), noisy, config, accelerator))
+        stats.append(update(lesson, twin(lesson, policy), noisy, config, accelerator))
     assert stats[0] == pytest.approx(stats[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_ends_at_the_logits(lesson1, lesson3, lesson4, dtype):
+    """A sum over a vocabulary in bfloat16 is off by percents, and a ratio of two by more."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 6, 320, generator=generator)).to(dtype)
+    response = torch.randint(320, (2, 5), generator=generator)
+    mask = torch.tensor([[1., 1., 1., 1., 1.], [1., 1., 0., 0., 0.]])
+    labels = torch.randint(320, (2, 6), generator=generator)
+    functions = [lambda x: lesson1.sft_loss(x, labels)]
+    for lesson in lesson3, lesson4:
+        functions += [lambda x, lesson=lesson: lesson.response_logprobs(x, response, 0.7),
+                      lambda x, lesson=lesson: lesson.masked_entropy(x[:, :-1], mask)]
+    for function in functions:
+        assert function(logits).dtype == torch.float32
+        assert function(logits.double()).dtype == torch.float64
+        close(function(logits), function(logits.double()), 1e-5)
+
+
+def test_gradients_in_double_precision_are_those_of_finite_differences(lesson1, lesson3, lesson4):
+    """float() would round what gradcheck moves by a millionth."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 5, dtype=torch.double, requires_grad=True)
+    response, mask = torch.randint(5, (2, 3)), torch.tensor([[1., 1., 1.], [1., 0., 0.]])
+    labels = torch.tensor([[-100, 1, 2, 3], [-100, 4, -100, -100]])
+    assert torch.autograd.gradcheck(lambda x: lesson1.sft_loss(x, labels), logits)
+    for lesson in lesson3, lesson4:
+        assert torch.autograd.gradcheck(
+            lambda x: lesson.response_logprobs(x, response, 0.7), logits)
+        assert torch.autograd.gradcheck(lambda x: lesson.masked_entropy(x[:, :-1], mask), logits)
+
+
+# ---- Less memory: checkpoints of activations, bfloat16, adapters --------------------------------
+
+
+@pytest.mark.parametrize("lora_rank", [0, LORA])
+def test_gradient_checkpointing_gives_the_same_update(
+        ppo_or_grpo, hub_model, accelerator, monkeypatch, lora_rank):
+    """With padding on the left, in training mode, and while learning alone: sampling keeps none."""
+    lesson, results = ppo_or_grpo, []
+    calls = record(monkeypatch, transformers.modeling_utils, "checkpoint")
+    name = "grpo_loss" if lesson.__name__ == "lesson4_grpo" else "ppo_loss"
+    losses = record(monkeypatch, lesson, name)
+    for gradient_checkpointing in False, True:
+        model, tokenizer = load(lesson, hub_model, lora_rank=lora_rank,
+                                gradient_checkpointing=gradient_checkpointing)
+        prefer(model.get_base_model() if lora_rank else model, 0, 4.)
+        shake(model) if lora_rank else None
+        config = make_config(lesson, lora_rank=lora_rank, kl_coef=0.1)
+        policy, rollout = make_rollout(lesson, model, tokenizer, config, reference=model)
+        assert not calls
+        losses.clear()
+        before = weights(policy)
+        update(lesson, policy, rollout, config, accelerator)
+        results.append((rollout.response, before, weights(policy)))
+    assert len(calls) == 2 * len(losses) > 0  # 2 layers
+    (response, before, after), (same_response, same_before, same_after) = results
+    assert torch.equal(response, same_response) and torch.equal(before, same_before)
+    close(after, same_after)
+    assert (after - before).abs().max() > 1e-3
+
+
+def test_gradient_checkpointing_is_used_in_lessons_1_and_2(
+        lesson1, gpt2, accelerator, tmp_path, train_rewards, monkeypatch, keep_ctrl_c):
+    calls = record(monkeypatch, transformers.modeling_utils, "checkpoint")
+    results = []
+    for on in False, True:
+        run, model = train_sft(lesson1, gpt2, accelerator, runs_dir=str(tmp_path),
+                               run_name=f"sft-{on}", gradient_checkpointing=on)
+        sft_calls = len(calls)
+        _, reward_model, _ = train_rewards(run_name=f"reward-{on}", gradient_checkpointing=on)
+        results.append((weights(model), weights(reward_model)))
+        assert (sft_calls, len(calls) - sft_calls) == ((3 * 2, 2 * 2) if on else (0, 0))
+    for plain, checkpointed in zip(*results):
+        assert (plain - checkpointed).abs().mean() < 1e-6
+
+
+def dtypes(model):
+    return {weight.dtype for weight in model.parameters()}
+
+
+def test_bfloat16_is_for_what_is_not_trained(ppo_or_grpo, hub_model, accelerator):
+    """bfloat16 would lose the small steps of a policy."""
+    lesson = ppo_or_grpo
+    config = make_config(lesson, dtype="bfloat16", kl_coef=0.1)
+    model, tokenizer = load(lesson, hub_model, dtype="bfloat16")
+    reference = lesson.make_reference(model, config)
+    ids = torch.tensor(PROMPTS[:1])
+    assert reference(ids, torch.ones_like(ids), 2).dtype == torch.bfloat16
+    policy, rollout = make_rollout(lesson, model, tokenizer, config, reference=model)
+    before = weights(policy)
+    update(lesson, policy, rollout, config, accelerator)
+    assert dtypes(policy) == {torch.float32} and rollout.ref_logprobs.dtype == torch.float32
+    moved = (rollout.ref_logprobs - rollout.logprobs).abs().max()
+    assert 0 < moved < 0.5  # the rounding of the reference
+    assert (weights(policy) - before).abs().max() > 1e-3
+
+
+@needs_peft
+def test_bfloat16_base_has_float32_adapters(ppo_or_grpo, hub_model, accelerator):
+    lesson = ppo_or_grpo
+    config = make_config(lesson, dtype="bfloat16", lora_rank=2, kl_coef=0.1)
+    model, tokenizer = load(lesson, hub_model, dtype="bfloat16", lora_rank=2)
+    policy, rollout = make_rollout(lesson, model, tokenizer, config, reference=model)
+    frozen, trained = (
+        {name: weight.detach().clone() for name, weight in policy.named_parameters()
+         if weight.requires_grad == chosen} for chosen in (False, True))
+    assert {weight.dtype for weight in frozen.values()} == {torch.bfloat16}
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    stats = update(lesson, policy, rollout, config, accelerator)
+    assert all(torch.isfinite(torch.tensor(list(stats.values()))))
+    for name, weight in policy.named_parameters():
+        assert torch.equal(weight, (frozen | trained)[name]) == (name in frozen), name
+
+
+@pytest.fixture(scope="module")
+def sft(lesson1, hub_model, tmp_path_factory):
+    """The run of lesson 1 that the other lessons begin with: its tokenizer has the pad token."""
+    model, tokenizer = load(lesson1, hub_model)
+    return save_run(lesson1, model, tokenizer, tmp_path_factory.mktemp("runs"))
+
+
+def lora_reward(lesson2, source, folder):
+    """A reward model as after training, of rank 3 -> (its run, scores of the answers)."""
+    model, tokenizer = load_reward(lesson2, source, lora_rank=3)
+    shake(model, 0.03)
+    with torch.no_grad():
+        raw = lesson2.score_answers(
+            model, tokenizer, [p + a for p, a in zip(PROMPTS + PROMPTS[:1], ANSWERS)])
+    return save_reward(lesson2, model, tokenizer, folder), (raw - 0.3) / 2
+
+
+def trained_names(model):
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def memory(*owners):
+    """The numbers in all tensors that these modules and functions hold on to, each counted once."""
+    sizes, todo = {}, list(owners)
+    while todo:
+        owner = todo.pop()
+        if isinstance(owner, torch.nn.Module):
+            todo += owner.parameters()
+        elif isinstance(owner, torch.Tensor):
+            sizes[owner.untyped_storage().data_ptr()] = owner.numel()
+        else:
+            todo += [cell.cell_contents for cell in getattr(owner, "__closure__", None) or ()]
+    return sum(sizes.values())
+
+
+@needs_peft
+@torch.no_grad()
+def test_lora_reference_is_the_model_that_training_began_with(ppo_or_grpo, sft):
+    lesson = ppo_or_grpo
+    model, tokenizer = load(lesson, sft, lora_rank=2)
+    original = load(lesson, sft)[0]
+    reference = lesson.make_reference(model, lesson.Config(lora_rank=2))
+    ids, mask = policy_batch(tokenizer)
+    expected = lesson.response_logits(original, ids, mask, 7)
+    close(lesson.response_logits(model, ids, mask, 7), expected)  # B is 0
+    shake(model, 0.03)
+    assert torch.equal(reference(ids, mask, 7), expected)
+    assert (lesson.response_logits(model, ids, mask, 7) - expected).abs().max() > 0.1
+
+
+@needs_peft
+def test_lora_trains_adapters_alone(lesson1, lesson2, lesson3, lesson4, sft, accelerator):
+    """Of a reward model also the head, and of PPO's policy the value head."""
+    for lesson in lesson1, lesson4:
+        names = trained_names(load(lesson, sft, lora_rank=2)[0])
+        assert names and all("lora_" in name for name in names)
+    extra = {name for name in trained_names(load_reward(lesson2, sft, lora_rank=2)[0])
+             if "lora_" not in name}
+    assert len(extra) == 1 and "score" in extra.pop()
+    model, tokenizer = load(lesson3, sft, lora_rank=2)
+    config = make_config(lesson3, lora_rank=2)
+    policy, rollout = make_rollout(lesson3, model, tokenizer, config, reference=model)
+    extra = {name for name in trained_names(policy) if "lora_" not in name}
+    assert extra == {"value_head.weight", "value_head.bias"}
+    before = {name: weight.detach().clone() for name, weight in policy.named_parameters()}
+    update(lesson3, policy, rollout, config, accelerator)
+    moved = {name for name, weight in policy.named_parameters()
+             if not torch.equal(weight, before[name])}
+    assert moved == trained_names(policy)
+
+
+@needs_peft
+@torch.no_grad()
+def test_lora_policy_reference_and_reward_model_share_their_weights(
+        lesson2, ppo_or_grpo, sft, tmp_path):
+    """In memory there is one model, and scores are those of the reward model's own run."""
+    lesson = ppo_or_grpo
+    folder, raw = lora_reward(lesson2, sft, tmp_path)
+    plain = load(lesson, sft)[0]
+    model, tokenizer = load(lesson, sft, lora_rank=2)
+    config = lesson.Config(lora_rank=2, reward=folder)
+    reference = lesson.make_reference(model, config)
+    score = lesson.load_score(config, tokenizer, model)
+    adapters = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" in name)
+    assert adapters < memory(plain) / 5
+    assert memory(model, reference, score) == memory(plain) + adapters + model.config.hidden_size
+    # Without adapters there are three models, and memory() sees them.
+    config = lesson.Config(reward=folder)
+    assert memory(plain, lesson.make_reference(plain, config),
+                  lesson.load_score(config, tokenizer, plain)) > 2.5 * memory(plain)
+
+    shake(model, 0.03)  # the policy has learned
+    trained, inputs = trained_names(model), (*policy_batch(tokenizer), 7)
+    logits = lesson.response_logits(model, *inputs)
+    for _ in range(2):
+        scores = score(*policy_batch(tokenizer), None)
+        close(scores, raw)
+        close(scores, merged_scores(folder))
+        assert trained_names(model) == trained and all(".default." in name for name in trained)
+        assert torch.equal(lesson.response_logits(model, *inputs), logits)
+        assert torch.equal(reference(*inputs), lesson.response_logits(plain, *inputs))
+
+
+@torch.no_grad()
+def merged_scores(folder):
+    """Scores by the run's model/ and transformers alone, an answer at a time."""
+    model = AutoModelForSequenceClassification.from_pretrained(Path(folder, "model")).eval()
+    raw = [model(torch.tensor([prompt + answer])).logits[0, 0]
+           for prompt, answer in zip(PROMPTS + PROMPTS[:1], ANSWERS)]
+    return (torch.stack(raw) - 0.3) / 2
+
+
+@needs_peft
+@torch.no_grad()
+def test_reward_adapter_of_another_base_is_not_shared(
+        lesson1, lesson2, ppo_or_grpo, sft, tmp_path):
+    """It says how to change weights that are not here: the merged model scores."""
+    lesson = ppo_or_grpo
+    other, tokenizer = load(lesson1, sft)
+    other = save_run(lesson1, shake(other), tokenizer, tmp_path, run_name="other")
+    folder, raw = lora_reward(lesson2, other, tmp_path)
+    model, tokenizer = load(lesson, sft, lora_rank=2)
+    config, before = lesson.Config(lora_rank=2, reward=folder), memory(model)
+    score = lesson.load_score(config, tokenizer, model)
+    close(score(*policy_batch(tokenizer), None), raw)
+    close(raw, merged_scores(folder))
+    assert memory(model) == before and memory(score) > 1.5 * before
+    assert list(model.peft_config) == ["default"]
+
+
+@needs_peft
+@torch.no_grad()
+def test_saved_adapter_and_merged_model_are_what_was_trained(
+        lesson2, ppo_or_grpo, sft, tmp_path):
+    """Also where a reward model's adapter was there as well: it is no part of the policy."""
+    from peft import PeftModel
+
+    lesson = ppo_or_grpo
+    model, tokenizer = load(lesson, sft, lora_rank=2)
+    reward, _ = lora_reward(lesson2, sft, tmp_path)
+    score = lesson.load_score(
+        lesson.Config(lora_rank=2, reward=reward), tokenizer, model)
+    shake(model, 0.03)
+    ids, mask = policy_batch(tokenizer)
+    score(ids, mask, None)
+    expected = lesson.response_logits(model, ids, mask, 7)
+    folder = Path(save_run(lesson, model, tokenizer, tmp_path))
+    base = AutoModelForCausalLM.from_pretrained(Path(sft, "model"))
+    for again in (AutoModelForCausalLM.from_pretrained(folder / "model"),
+                  PeftModel.from_pretrained(base, folder / "adapter")):
+        close(lesson.response_logits(again.eval(), ids, mask, 7), expected)
+    with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as file:
+        assert all("lora_" in name and file.get_tensor(name).shape.count(2) == 1
+                   for name in file.keys())  # of rank 2: the reward's has rank 3
+    assert not (folder / "adapter" / "reward").exists()
+    saved = GenerationConfig.from_pretrained(folder / "model")
+    assert (saved.top_p, saved.top_k) == (0.5, 20)
+
+
+@needs_peft
+@torch.no_grad()
+def test_a_model_that_comes_as_an_adapter_is_merged(lesson1, lesson3, sft, tmp_path):
+    """All of its weights can then be trained, and the reference has the adapter too."""
+    model, tokenizer = load(lesson1, sft, lora_rank=2)
+    shake(model, 0.03)
+    ids, mask = policy_batch(tokenizer)
+    expected = lesson3.response_logits(model, ids, mask, 7)
+    folder = Path(save_run(lesson1, model, tokenizer, tmp_path), "adapter")
+    merged, _ = load(lesson3, folder)
+    assert trained_names(merged) == {name for name, _ in merged.named_parameters()}
+    assert not any("lora_" in name for name in merged.state_dict())
+    close(lesson3.response_logits(merged, ids, mask, 7), expected)
+    again, _ = load(lesson3, folder, lora_rank=2)
+    reference = lesson3.make_reference(again, lesson3.Config(lora_rank=2))
+    shake(again, 0.03)
+    close(reference(ids, mask, 7), expected)
+
+
+@needs_peft
+@torch.no_grad()
+def test_an_adapter_brings_the_rows_that_its_model_had_to_grow(lesson1, gpt2, tmp_path):
+    """GPT-2 and Llama have no room for a pad token, and its new row is random."""
+    model, tokenizer = load(lesson1, gpt2, lora_rank=2)
+    shake(model, 0.03)
+    ids, mask = policy_batch(tokenizer)
+    expected = model(ids, attention_mask=mask).logits
+    folder = Path(save_run(lesson1, model, tokenizer, tmp_path), "adapter")
+    merged, same_tokenizer = load(lesson1, folder)
+    assert same_tokenizer.get_vocab() == tokenizer.get_vocab()
+    close(merged(ids, attention_mask=mask).logits, expected)
+
+
+@needs_peft
+@torch.no_grad()
+def test_a_reward_model_can_begin_with_a_policys_adapter(lesson1, lesson2, qwen3, tmp_path):
+    model, tokenizer = load(lesson1, qwen3, lora_rank=2)
+    shake(model, 0.03)
+    ids, mask = torch.tensor([ANSWERS[1]]), torch.ones(1, len(ANSWERS[1]), dtype=torch.long)
+    expected = model.get_base_model().base_model(ids, attention_mask=mask)[0]
+    folder = Path(save_run(lesson1, model, tokenizer, tmp_path), "adapter")
+    reward_model = load_reward(lesson2, folder)[0]
+    assert trained_names(reward_model) == {name for name, _ in reward_model.named_parameters()}
+    close(reward_model.model.base_model(ids, attention_mask=mask)[0], expected)
+
+
+@needs_peft
+def test_reward_model_and_policy_of_one_hub_model_share_it(
+        lesson2, lesson3, hub_model, tmp_path):
+    """Also without lesson 1 in between, and whatever random rows a model had to grow."""
+    folder, _ = lora_reward(lesson2, hub_model, tmp_path)
+    model, tokenizer = load(lesson3, hub_model, lora_rank=2)
+    lesson3.load_score(lesson3.Config(lora_rank=2, reward=folder), tokenizer, model)
+    assert list(model.peft_config) == ["default", "reward"]
 
 
 # ---- Lesson 1 -----------------------------------------------------------------------------------
@@ -296,7 +874,7 @@ WORLD = {"instruction": ["Say tea.", "Say it.", "Say it again, please, and at le
 
 
 def test_sft_examples_mask_the_prompt_and_train_the_end_token(lesson1, hub_model):
-    tokenizer = lesson1.load_causal_lm(hub_model)[1]
+    tokenizer = load(lesson1, hub_model)[1]
     config = lesson1.Config(device="cpu", max_prompt_length=200, max_new_tokens=4)
     rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
     for row, instruction, input, output in zip(rows, *WORLD.values()):
@@ -308,14 +886,14 @@ def test_sft_examples_mask_the_prompt_and_train_the_end_token(lesson1, hub_model
 
 
 def test_packed_text_counts_the_labels_that_the_loss_counts(lesson1, gpt2):
-    tokenizer = lesson1.load_causal_lm(gpt2)[1]
+    tokenizer = load(lesson1, gpt2)[1]
     rows = lesson1.pack_text("the story was lovely " * 20, tokenizer, 16)
     assert len(rows) > 1 and {len(ids) for ids in rows["input_ids"]} == {16}
     assert set(rows["num_labels"]) == {15} and rows["labels"] == rows["input_ids"]
 
 
 def test_prompts_that_are_too_long_are_left_out(lesson1, gpt2, capsys):
-    tokenizer = lesson1.load_causal_lm(gpt2)[1]
+    tokenizer = load(lesson1, gpt2)[1]
     short = len(tokenizer.encode(lesson1.format_prompt("Say tea.")))
     config = lesson1.Config(device="cpu", max_prompt_length=short)
     assert len(lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)) == 3
@@ -326,7 +904,6 @@ def test_prompts_that_are_too_long_are_left_out(lesson1, gpt2, capsys):
 
 
 def test_a_prompt_may_have_an_input(lesson1, gpt2, monkeypatch):
-    model, tokenizer = lesson1.load_causal_lm(gpt2)
     asked = []
 
     def generate(model, tokenizer, prompts, max_new_tokens, temperature):
@@ -336,7 +913,7 @@ def test_a_prompt_may_have_an_input(lesson1, gpt2, monkeypatch):
 
     monkeypatch.setattr(lesson1, "generate", generate)
     for prompt in "Say tea.", "Translate: | I | you.":
-        lesson1.chat(model, tokenizer, lesson1.Config(prompt=prompt))
+        lesson1.chat(lesson1.Config(prompt=prompt, model=gpt2, device="cpu"))
     assert asked == [lesson1.format_prompt("Say tea."),
                      lesson1.format_prompt("Translate:", "I | you.")]
 
@@ -350,60 +927,82 @@ def test_every_row_is_in_one_batch_of_an_epoch(lesson1):
         assert batches != lesson1.bucketed_batches(lengths, 8, bucket, "0 1")
 
 
-@pytest.fixture
-def keep_ctrl_c():
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 def test_the_steps_of_a_run(lesson1, accelerator, tmp_path, keep_ctrl_c):
     """Ctrl-C waits for the end of a step, but not for that of the closing evaluation; and a step
     draws the same whether the run was interrupted before it or not."""
-    run, draws = lesson1.Run(tmp_path, lesson1.Config(device="cpu"), accelerator), {}
+    config = lesson1.Config(runs_dir=str(tmp_path), device="cpu", save_every=2)
+    run, draws = lesson1.Run(config, accelerator), {}
     for step in run.steps(3):
         assert signal.getsignal(signal.SIGINT) == run.interrupt
         draws[step] = torch.rand(1).item()
+        run.end_step(step, {"draw": draws[step]})
     assert list(draws) == [1, 2, 3] and len(set(draws.values())) == 3
-    assert signal.getsignal(signal.SIGINT) == lesson1.stop
-    run.step = 2
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    run = lesson1.Run(replace(config, resume=True), accelerator)  # step 3 was not saved
     assert {step: torch.rand(1).item() for step in run.steps(3)} == {3: draws[3]}
+    assert run.rows == [{"step": step, "draw": draws[step]} for step in (1, 2)]
 
 
 def test_a_loss_that_is_no_number_does_not_stop_the_closing(lesson1, accelerator, tmp_path, capsys):
-    run = lesson1.Run(tmp_path, lesson1.Config(device="cpu"), accelerator)
+    run = lesson1.Run(lesson1.Config(runs_dir=str(tmp_path), device="cpu"), accelerator)
     run.rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
     run.close("loss", {"loss": 2.0}, {"loss": 1.0}, [("Say tea.", {"tuned": "Tea."})])
     assert "loss: 2.00" in capsys.readouterr().out
-    assert "Tea." in (tmp_path / "samples.md").read_text()
+    assert "Tea." in (run.folder / "samples.md").read_text()
 
 
-def weights(model):
-    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+def train_sft(lesson1, folder, accelerator, **settings):
+    """-> (the run, the model)"""
+    config = lesson1.Config(**dict(
+        device="cpu", steps=3, batch_size=5, warmup_steps=0, max_prompt_length=200,
+        learning_rate=1e-3, bucket=8) | settings)
+    model, tokenizer = load(lesson1, folder, lora_rank=config.lora_rank,
+                            gradient_checkpointing=config.gradient_checkpointing)
+    rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
+    run = lesson1.Run(config, accelerator)
+    lesson1.train(model, tokenizer, rows, rows, config, accelerator, run)
+    return run, model
 
 
 def test_sft_with_micro_batches_is_sft(lesson1, gpt2, accelerator, tmp_path, keep_ctrl_c):
     """Ragged answers, and a last micro-batch that is smaller."""
-    results = []
-    for size in 64, 2:
-        model, tokenizer = lesson1.load_causal_lm(gpt2)
-        config = lesson1.Config(device="cpu", model=gpt2, steps=3, batch_size=5, warmup_steps=0,
-                                micro_batch_size=size, max_prompt_length=200, learning_rate=1e-3)
-        rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        run = lesson1.train_sft(model, tokenizer, rows, rows, folder, config, accelerator)
-        results.append((run.rows, weights(model)))
-        assert (folder / "model").is_dir()
-    (rows, trained), (same_rows, same_trained) = results
-    for row, same_row in zip(rows, same_rows):
+    runs = [train_sft(lesson1, gpt2, accelerator, runs_dir=str(tmp_path), run_name=str(size),
+                      micro_batch_size=size) for size in (64, 2)]
+    (run, trained), (same_run, same_trained) = [(run, weights(model)) for run, model in runs]
+    assert all(weight.grad is None for weight in runs[0][1].parameters())  # for the next step
+    for row, same_row in zip(run.rows, same_run.rows):
         assert row == pytest.approx(same_row, rel=1e-4)
     assert (trained - same_trained).abs().mean() < 1e-6  # Adam blows up rounding here and there
-    assert (trained - weights(lesson1.load_causal_lm(gpt2)[0])).abs().mean() > 1e-4
+    assert (trained - weights(load(lesson1, gpt2)[0])).abs().mean() > 1e-4
+
+
+@pytest.mark.parametrize("lora_rank", [0, LORA])
+def test_training_ends_with_the_weights_of_the_best_held_out_loss(
+        lesson1, gpt2, accelerator, tmp_path, monkeypatch, keep_ctrl_c, lora_rank):
+    seen, losses = [], [3., 1., 2., float("nan")]
+
+    def held_out_loss(model, *rest):
+        seen.append(weights(model))
+        return losses[len(seen) - 1]
+
+    monkeypatch.setattr(lesson1, "held_out_loss", held_out_loss)
+    run, model = train_sft(lesson1, gpt2, accelerator, runs_dir=str(tmp_path), steps=4,
+                           eval_every=1, lora_rank=lora_rank)
+    assert [row["loss/held_out"] for row in run.rows][:3] == losses[:3]
+    assert torch.equal(weights(model), seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_training_whose_loss_was_never_a_number_says_so(
+        lesson1, gpt2, accelerator, tmp_path, monkeypatch, keep_ctrl_c, capsys):
+    monkeypatch.setattr(lesson1, "held_out_loss", lambda *_: float("nan"))
+    with pytest.raises(SystemExit) as stopped:
+        train_sft(lesson1, gpt2, accelerator, runs_dir=str(tmp_path))
+    assert stopped.value.code == 2 and "never a number" in capsys.readouterr().err
 
 
 def test_held_out_loss_is_a_mean_over_tokens(lesson1, gpt2, accelerator):
-    model, tokenizer = lesson1.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson1, gpt2)
     config = lesson1.Config(device="cpu", max_prompt_length=200, micro_batch_size=2)
     rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
     losses = []
@@ -424,7 +1023,7 @@ ANSWERS = [[40, 41, 0], [50, 51, 52, 53, 54, 55, 0], [60, 0], [70, 71, 72, 73]]
 
 @torch.no_grad()
 def test_scores_do_not_move_with_padding_or_order(lesson2, hub_model):
-    model, tokenizer = lesson2.load_reward_model(hub_model)
+    model, tokenizer = load_reward(lesson2, hub_model)
     alone = torch.cat([lesson2.score_answers(model, tokenizer, [ids]) for ids in ANSWERS])
     assert alone.std() > 0.1
     close(lesson2.score_answers(model, tokenizer, ANSWERS), alone)
@@ -435,8 +1034,8 @@ def test_scores_do_not_move_with_padding_or_order(lesson2, hub_model):
 @torch.no_grad()
 def test_scores_are_read_at_the_end_token(lesson2, hub_model):
     """They equal the score of the hidden state there, and transformers' own logits."""
-    model, tokenizer = lesson2.load_reward_model(hub_model)
-    scores = lesson2.score_answers(model, tokenizer, ANSWERS)
+    reward_model, tokenizer = load_reward(lesson2, hub_model)
+    scores, model = lesson2.score_answers(reward_model, tokenizer, ANSWERS), reward_model.model
     for ids, score in zip(ANSWERS, scores):
         states = model.base_model(torch.tensor([ids])).last_hidden_state
         close(score, model.score(states[:, -1])[0, 0])
@@ -444,44 +1043,52 @@ def test_scores_are_read_at_the_end_token(lesson2, hub_model):
     close(scores, model(**batch).logits[:, 0])
 
 
-@pytest.mark.parametrize("lesson_name", ["lesson3", "lesson4"])
-@torch.no_grad()
-def test_the_policys_score_is_lesson_2s(lesson2, lesson_name, hub_model, tmp_path, request):
-    """The policy's batch is padded on the left and on the right, lesson 2's on the right alone."""
-    lesson = request.getfixturevalue(lesson_name)
-    model, tokenizer = lesson2.load_reward_model(hub_model)
-    raw = lesson2.score_answers(
-        model, tokenizer, [p + a for p, a in zip(PROMPTS + PROMPTS[:1], ANSWERS)])
-    model.config.score_mean, model.config.score_std = 0.3, 2.0
-    lesson2.save_model(model, tokenizer, tmp_path / "model")
-    policy_tokenizer = lesson.load_causal_lm(hub_model)[1]
-    score = lesson.load_score(lesson.Config(reward=str(tmp_path)), policy_tokenizer, "cpu")
+def save_reward(lesson2, model, tokenizer, folder):
+    """-> the folder of lesson 2's run, whose scores have mean 0.3 and standard deviation 2."""
+    settings = model.model.config
+    settings.score_mean, settings.score_std = 0.3, 2.0
+    return save_run(lesson2, model.model, tokenizer, folder)
+
+
+def policy_batch(tokenizer):
+    """(ids, attention mask) of prompts and ANSWERS, padded as lesson 3 does."""
     pad, rows, masks = tokenizer.pad_token_id, [], []
     for prompt, answer in zip(PROMPTS + PROMPTS[:1], ANSWERS):
         left, right = 9 - len(prompt), 7 - len(answer)
         rows.append([pad] * left + prompt + answer + [pad] * right)
         masks.append([0] * left + [1] * len(prompt + answer) + [0] * right)
-    close(score(torch.tensor(rows), torch.tensor(masks), None), (raw - 0.3) / 2)
+    return torch.tensor(rows), torch.tensor(masks)
+
+
+@torch.no_grad()
+def test_the_policys_score_is_lesson_2s(lesson2, ppo_or_grpo, hub_model, tmp_path):
+    """The policy's batch is padded on the left and on the right, lesson 2's on the right alone."""
+    lesson = ppo_or_grpo
+    model, tokenizer = load_reward(lesson2, hub_model)
+    raw = lesson2.score_answers(
+        model, tokenizer, [p + a for p, a in zip(PROMPTS + PROMPTS[:1], ANSWERS)])
+    folder = save_reward(lesson2, model, tokenizer, tmp_path)
+    lm, policy_tokenizer = load(lesson, hub_model)
+    score = lesson.load_score(lesson.Config(reward=folder), policy_tokenizer, lm)
+    close(score(*policy_batch(tokenizer), None), (raw - 0.3) / 2)
 
 
 def test_reward_model_of_another_tokenizer_is_refused(lesson2, lesson3, gpt2, qwen3, tmp_path):
-    model, reward_tokenizer = lesson2.load_reward_model(gpt2)
-    model.config.score_mean, model.config.score_std = 0.0, 1.0
-    lesson2.save_model(model, reward_tokenizer, tmp_path / "model")
-    tokenizer = lesson3.load_causal_lm(gpt2)[1]
-    config = lesson3.Config(reward=str(tmp_path))
-    lesson3.load_score(config, tokenizer, "cpu")
+    model, reward_tokenizer = load_reward(lesson2, gpt2)
+    config = lesson3.Config(reward=save_reward(lesson2, model, reward_tokenizer, tmp_path))
+    lm, tokenizer = load(lesson3, gpt2)
+    lesson3.load_score(config, tokenizer, lm)
     tokenizer.add_tokens(["another"])
     with pytest.raises(SystemExit):
-        lesson3.load_score(config, tokenizer, "cpu")
+        lesson3.load_score(config, tokenizer, lm)
 
 
 def test_a_language_model_is_no_reward_model(lesson3, gpt2, tmp_path, capsys):
     """transformers would give it a random head, and say so where nobody looks."""
-    model, tokenizer = lesson3.load_causal_lm(gpt2)
-    lesson3.save_model(model, tokenizer, tmp_path / "model")
+    model, tokenizer = load(lesson3, gpt2)
+    folder = save_run(lesson3, model, tokenizer, tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        lesson3.load_score(lesson3.Config(reward=str(tmp_path)), tokenizer, "cpu")
+        lesson3.load_score(lesson3.Config(reward=folder), tokenizer, model)
     assert stopped.value.code == 2
     assert "no reward model of lesson 2" in capsys.readouterr().err
 
@@ -491,14 +1098,15 @@ def test_policy_and_reward_model_of_one_hub_model_agree_on_the_pad_token(
     """As in Qwen3's chat models: the pad token is the second of two end tokens."""
     folder = save_tiny_model(
         tmp_path / "hub", "qwen3", eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer = lesson3.load_causal_lm(folder)[1]
-    model, reward_tokenizer = lesson2.load_reward_model(folder)
-    assert reward_tokenizer.pad_token_id == tokenizer.pad_token_id == model.config.pad_token_id
+    tokenizer = load(lesson3, folder)[1]
+    model, reward_tokenizer = load_reward(lesson2, folder)
+    assert reward_tokenizer.pad_token_id == tokenizer.pad_token_id
+    assert model.model.config.pad_token_id == tokenizer.pad_token_id
     assert reward_tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
 def test_pairs_that_are_equal_once_cut_are_left_out(lesson2, hub_model, capsys):
-    tokenizer = lesson2.load_reward_model(hub_model)[1]
+    tokenizer = load_reward(lesson2, hub_model)[1]
     pairs = Dataset.from_dict({"instruction": ["A?", "B?", "C?"], "chosen": ["xyzzy1", "1", "no"],
                                "rejected": ["xyzzy2", "2", "no"]})
     config = lesson2.Config(device="cpu", max_prompt_length=200, max_new_tokens=5)
@@ -511,40 +1119,46 @@ def test_pairs_that_are_equal_once_cut_are_left_out(lesson2, hub_model, capsys):
     assert len(lesson2.tokenize_pairs(pairs, tokenizer, config)) == 2
 
 
-def train_rewards(lesson2, folder, source, accelerator, **settings):
-    model, tokenizer = lesson2.load_reward_model(source)
-    config = lesson2.Config(**{**dict(device="cpu", model=source, batch_size=5, warmup_steps=0,
-                                      max_prompt_length=200, learning_rate=1e-3), **settings})
-    rng = random.Random(0)
-    pairs = Dataset.from_list([
-        {"instruction": "A?", "chosen": "good " * rng.randint(1, 5), "rejected": "bad"}
-        for _ in range(8)])
-    rows = lesson2.tokenize_pairs(pairs, tokenizer, config)
-    folder.mkdir()
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    run = lesson2.train_reward_model(model, tokenizer, rows, folder, config, accelerator)
-    changed = {name for name, weight in model.named_parameters()
-               if not torch.equal(weight, before[name])}
-    return run, model, changed
+@pytest.fixture
+def train_rewards(lesson2, gpt2, run_main, tmp_path, monkeypatch):
+    """train_rewards(flag=..., ...): lesson 2's main with 8 pairs to learn from and one held out ->
+    (the steps' stats, the model, the names of the weights that changed)."""
+    rng, made, make = random.Random(0), [], lesson2.make_reward_model
+    data = tmp_path / "pairs.json"
+    data.write_text(json.dumps([{"instruction": "A?", "chosen": "good " * rng.randint(1, 5),
+                                 "rejected": "bad"} for _ in range(9)]))
+
+    def make_reward_model(config):
+        model, tokenizer = make(config)
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        made.append((model, before))
+        return model, tokenizer
+
+    def train(**flags):
+        monkeypatch.setattr(lesson2, "make_reward_model", make_reward_model)
+        stats = run_main(lesson2, **dict(
+            model=gpt2, data=data, batch_size=5, warmup_steps=0, max_prompt_length=200,
+            learning_rate=1e-3) | flags)
+        model, before = made[-1]
+        return stats, model, {name for name, weight in model.named_parameters()
+                              if not torch.equal(weight, before[name])}
+
+    return train
 
 
-def test_reward_training_with_micro_batches_is_the_same(
-        lesson2, gpt2, accelerator, tmp_path, keep_ctrl_c):
-    torch.manual_seed(0)
-    one, model, _ = train_rewards(lesson2, tmp_path / "a", gpt2, accelerator)
-    torch.manual_seed(0)
-    many, same, _ = train_rewards(lesson2, tmp_path / "b", gpt2, accelerator, micro_batch_size=2)
-    assert len(one.rows) == 2  # 5 pairs and then 3
-    for row, same_row in zip(one.rows, many.rows):
+def test_reward_training_with_micro_batches_is_the_same(train_rewards):
+    one, model, changed = train_rewards(run_name="a")
+    many, same, _ = train_rewards(run_name="b", micro_batch_size=2)
+    assert len(one) == len(many) == 2  # 5 pairs and then 3
+    assert all(weight.grad is None for weight in model.parameters())  # for the next step
+    for row, same_row in zip(one, many):
         assert row == pytest.approx(same_row, rel=1e-4)
     assert (weights(model) - weights(same)).abs().mean() < 1e-6
+    assert "model.transformer.wte.weight" in changed
 
 
-def test_freeze_backbone_trains_the_score_head_alone(
-        lesson2, gpt2, accelerator, tmp_path, keep_ctrl_c):
-    changed = train_rewards(
-        lesson2, tmp_path / "a", gpt2, accelerator, freeze_backbone=True)[2]
-    assert changed == {"score.weight"}
+def test_freeze_backbone_trains_the_score_head_alone(train_rewards):
+    assert train_rewards(freeze_backbone=True)[2] == {"model.score.weight"}
 
 
 # ---- Lesson 3 -----------------------------------------------------------------------------------
@@ -552,7 +1166,7 @@ def test_freeze_backbone_trains_the_score_head_alone(
 
 @torch.no_grad()
 def test_value_head_begins_at_zero_and_reads_what_the_lm_head_reads(lesson3, hub_model):
-    lm = shake(lesson3.load_causal_lm(hub_model)[0], 0.3)  # so that a second norm would be seen
+    lm = shake(load(lesson3, hub_model)[0], 0.3)  # so that a second norm would be seen
     policy, seen = lesson3.CausalLMWithValueHead(lm), []
     lm.lm_head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[0, 1, 1, 1, 1, 1]])
@@ -567,24 +1181,40 @@ def test_value_head_begins_at_zero_and_reads_what_the_lm_head_reads(lesson3, hub
     close(values, changed)  # a token's value does not know the token
 
 
-def test_value_loss_trains_the_value_head(lesson3, gpt2, accelerator):
-    model, tokenizer = lesson3.load_causal_lm(gpt2)
+def test_value_head_has_the_width_of_what_the_lm_head_reads(lesson3, opt, accelerator):
+    """In OPT-350m, and in a few others, that is not config.hidden_size."""
+    lm, tokenizer = load(lesson3, opt)
+    policy = lesson3.CausalLMWithValueHead(lm)
+    assert lm.config.hidden_size == 32 and policy.value_head.in_features == 16
+    torch.nn.init.normal_(policy.value_head.weight)
+    ids, mask = policy_batch(tokenizer)
+    with torch.no_grad():
+        logits, values = policy(ids, mask, 7)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        states = lm.base_model(ids, attention_mask=mask, position_ids=positions)[0]
+        close(logits, lm.lm_head(states[:, -8:]))
+        close(values, policy.value_head(states[:, -8:-1]).squeeze(-1))
+    assert values.std() > 0.1
     config = make_config(lesson3)
-    policy, rollout = make_rollout(lesson3, model, tokenizer, config)
+    policy, rollout = make_rollout(lesson3, lm, tokenizer, config)
     update(lesson3, policy, rollout, config, accelerator)
     assert policy.value_head.weight.abs().max() > 0
 
 
-def test_whitening_on_one_process_is_masked_whitening(lesson3, accelerator):
-    x, mask = torch.randn(4, 6), (torch.arange(6) < torch.tensor([[6], [1], [0], [3]])).float()
-    assert torch.equal(lesson3.whiten_over_processes(x, mask, accelerator),
-                       lesson3.masked_whiten(x, mask))
+def test_value_loss_trains_the_value_head_and_the_trunk(lesson3, gpt2, accelerator):
+    model, tokenizer = load(lesson3, gpt2)
+    config = make_config(lesson3)
+    policy, rollout = make_rollout(lesson3, model, tokenizer, config)
+    update(lesson3, policy, rollout, config, accelerator)
+    assert policy.value_head.weight.abs().max() > 0
+    policy(rollout.ids, rollout.attention_mask, 6)[1].sum().backward()
+    assert model.transformer.h[0].attn.c_attn.weight.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_a_response_without_an_end_pays_the_penalty(ppo_or_grpo, qwen3, end):
     lesson = ppo_or_grpo
-    model, tokenizer = lesson.load_causal_lm(qwen3)
+    model, tokenizer = load(lesson, qwen3)
     prefer(model, end, 5.)
     config = make_config(lesson, missing_eos_penalty=0.75)
     rollout = make_rollout(lesson, model, tokenizer, config,
@@ -596,27 +1226,44 @@ def test_a_response_without_an_end_pays_the_penalty(ppo_or_grpo, qwen3, end):
     close(paid, [2. if has_end else 1.25 for has_end in ended])
 
 
-def ppo_step(lesson3, folder, accelerator, monkeypatch, **settings):
-    """One step from a policy that is not the reference -> (stats, the rollout it learned from)."""
-    model, tokenizer = lesson3.load_causal_lm(folder)
-    prefer(model, 0, 4.)  # so that some responses are shorter
-    reference = copy.deepcopy(model)
-    policy = lesson3.CausalLMWithValueHead(shake(model))
-    config = make_config(lesson3, gamma=1.0, lam=1.0, missing_eos_penalty=0.0, **settings)
-    calls = record(monkeypatch, lesson3, "ppo_update")
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    torch.manual_seed(0)
-    stats = lesson3.ppo_step(
-        policy, reference, lambda ids, mask, texts: torch.arange(12.), tokenizer, PROMPTS * 4,
-        optimizer, config.kl_coef, config, accelerator)
-    return stats, calls[0][0][2]
+@pytest.fixture
+def ppo_step(lesson3, gpt2, run_main, monkeypatch):
+    """ppo_step(flag=..., ...): lesson 3's main, a step from a policy that is not the reference ->
+    [(the stats, the rollout that it learned from, the kl_coef that it learned with)], of each
+    step. The scores are 0, 1, 2 and so on."""
+    load_lm, make_reference = lesson3.load_causal_lm, lesson3.make_reference
+
+    def load_causal_lm(config):
+        model, tokenizer = load_lm(config)
+        prefer(model, 0, 4.)  # so that some responses are shorter
+        return model, tokenizer
+
+    def a_reference_far_away(lm, config):
+        reference = make_reference(lm, config)
+        shake(lm)
+        return reference
+
+    def step(score=lambda ids, mask, texts: torch.arange(float(len(ids))), **flags):
+        data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
+        monkeypatch.setattr(lesson3, "load_causal_lm", load_causal_lm)
+        monkeypatch.setattr(lesson3, "make_reference", a_reference_far_away)
+        monkeypatch.setattr(lesson3, "load_prompts", lambda *_: data)
+        monkeypatch.setattr(lesson3, "load_score", lambda *_: score)
+        updates = record(monkeypatch, lesson3, "ppo_update")
+        stats = run_main(lesson3, **dict(
+            model=gpt2, reward="sentiment", steps=1, num_samples=12, batch_size=6,
+            micro_batch_size=4, max_new_tokens=6, gamma=1.0, lam=1.0, missing_eos_penalty=0.0,
+            learning_rate=0.0, value_learning_rate=0.0) | flags)
+        return [(row, args[2], args[3]) for row, (args, _) in zip(stats, updates, strict=True)]
+
+    return step
 
 
 @pytest.mark.parametrize("kl_in", ["reward", "loss", "old"])
-def test_the_penalty_is_in_the_reward_only_where_it_is_asked_for(
-        lesson3, gpt2, accelerator, monkeypatch, kl_in):
+def test_the_penalty_is_in_the_reward_only_where_it_is_asked_for(ppo_step, kl_in):
     """Gamma and lambda are 1 and the values 0, so that the return is the sum of what comes."""
-    rollout = ppo_step(lesson3, gpt2, accelerator, monkeypatch, kl_in=kl_in, kl_coef=0.5)[1]
+    stats, rollout, kl_coef = ppo_step(kl_in=kl_in, kl_coef=0.5)[0]
+    assert kl_coef == stats["kl/coef"] == 0.5
     kl = (rollout.logprobs - rollout.ref_logprobs) * rollout.mask
     assert kl.abs().max() > 1e-3
     still_to_come = kl.flip(1).cumsum(1).flip(1)
@@ -625,26 +1272,21 @@ def test_the_penalty_is_in_the_reward_only_where_it_is_asked_for(
     close(rollout.returns, expected)  # not those of the whitened advantages
 
 
-def test_explained_variance_of_equal_returns_is_a_number(lesson3, gpt2, accelerator):
-    model, tokenizer = lesson3.load_causal_lm(gpt2)
-    config = make_config(lesson3, kl_coef=0.0, missing_eos_penalty=0.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    stats = lesson3.ppo_step(
-        lesson3.CausalLMWithValueHead(model), model, constant_score, tokenizer, PROMPTS * 4,
-        optimizer, 0.0, config, accelerator)
+def test_explained_variance_of_equal_returns_is_a_number(ppo_step):
+    stats = ppo_step(constant_score, kl_coef=0.0)[0][0]
     assert all(torch.isfinite(torch.tensor(list(stats.values()))))
 
 
-def test_explained_variance_looks_at_real_tokens(lesson3, accelerator):
+def test_explained_variance_looks_at_real_tokens(lesson3):
     """Returns 0, 2, 4 have variance 8/3, errors 1, -1, 0 have 2/3: a quarter is unexplained."""
     rollout = SimpleNamespace(values=torch.tensor([[-1., 3., 50.], [4., 50., 50.]]),
                               returns=torch.tensor([[0., 2., 0.], [4., 0., 0.]]),
                               mask=torch.tensor([[1., 1., 0.], [1., 0., 0.]]))
-    assert lesson3.explained_variance(rollout, accelerator) == pytest.approx(0.75)
+    assert lesson3.explained_variance(rollout) == pytest.approx(0.75)
 
 
-def test_advantages_are_white_over_the_whole_batch(lesson3, gpt2, accelerator, monkeypatch):
-    rollout = ppo_step(lesson3, gpt2, accelerator, monkeypatch)[1]
+def test_advantages_are_white_over_the_whole_batch(ppo_step):
+    rollout = ppo_step()[0][1]
     advantages = rollout.advantages[rollout.mask.bool()]
     close(advantages.mean(), 0., 1e-4)
     close(advantages.std(), 1., 1e-4)
@@ -655,7 +1297,7 @@ def test_advantages_are_white_over_the_whole_batch(lesson3, gpt2, accelerator, m
 @pytest.mark.parametrize("kl_in", ["reward", "loss", "old"])
 def test_the_penalty_in_the_loss(lesson3, gpt2, accelerator, monkeypatch, kl_in):
     """k3 to the reference, or to the policy that sampled, which is by now another one."""
-    model, tokenizer = lesson3.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson3, gpt2)
     config = make_config(lesson3, kl_in=kl_in)
     policy, rollout = make_rollout(
         lesson3, model, tokenizer, config, reference=shake(copy.deepcopy(model), 0.03))
@@ -677,7 +1319,7 @@ def test_the_penalty_in_the_loss(lesson3, gpt2, accelerator, monkeypatch, kl_in)
 
 
 def test_loss_is_the_sum_of_its_weighted_parts(lesson3, gpt2, accelerator):
-    model, tokenizer = lesson3.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson3, gpt2)
     config = make_config(lesson3, value_coef=0.7, entropy_coef=0.2, temperature=0.7)
     policy, rollout = make_rollout(lesson3, model, tokenizer, config)
     shake(policy)
@@ -692,8 +1334,8 @@ def test_loss_is_the_sum_of_its_weighted_parts(lesson3, gpt2, accelerator):
     assert parts["loss/value"] > 0.1
 
 
-def test_ppo_step_reports_the_rollout(lesson3, gpt2, accelerator, monkeypatch):
-    stats, rollout = ppo_step(lesson3, gpt2, accelerator, monkeypatch, kl_coef=0.0)
+def test_ppo_step_reports_the_rollout(ppo_step):
+    stats, rollout, kl_coef = ppo_step(kl_coef=0.0)[0]
     assert stats["reward/avg"] == pytest.approx(5.5)
     lengths, kl = [], []
     for row, new, ref in zip(rollout.response.tolist(), rollout.logprobs, rollout.ref_logprobs):
@@ -705,14 +1347,25 @@ def test_ppo_step_reports_the_rollout(lesson3, gpt2, accelerator, monkeypatch):
     assert stats["response/truncated"] == pytest.approx(1 - sum(ended) / 12)
     assert stats["kl/ref_sum"] == pytest.approx(sum(kl) / 12, rel=1e-4)
     assert stats["value/explained_variance"] == pytest.approx(0., abs=1e-6)  # of values that are 0
-    assert stats["kl/coef"] == 0.0
+    assert stats["kl/coef"] == kl_coef == 0.0
+
+
+def test_the_coefficient_adapts_to_the_last_steps_kl(lesson3, ppo_step):
+    """With k1 in the reward, the returns tell which coefficient was used there."""
+    steps, expected = ppo_step(steps=3, kl_coef=0.5, target_kl=0.75), 0.5
+    for stats, rollout, kl_coef in steps:
+        assert kl_coef == stats["kl/coef"] == expected
+        kl = ((rollout.logprobs - rollout.ref_logprobs) * rollout.mask).sum(dim=1)
+        close(rollout.returns[:, 0], torch.arange(12.) - kl_coef * kl)
+        expected = lesson3.adaptive_kl_coef(kl_coef, stats["kl/ref_sum"], 0.75, 12, 120)
+        assert expected != kl_coef
 
 
 def test_reported_numbers_are_means_over_all_minibatches(
         ppo_or_grpo, gpt2, accelerator, monkeypatch):
     """12 samples, minibatches of 6 in micro-batches of 4 and 2, 3 epochs."""
     lesson = ppo_or_grpo
-    model, tokenizer = lesson.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson, gpt2)
     prefer(model, 0, 4.)
     config = make_config(lesson, ppo_epochs=3)
     policy, rollout = make_rollout(
@@ -738,7 +1391,7 @@ AVERAGES = [(3, None), (4, "sequence"), (4, "token"), (4, "constant")]
 def test_micro_batches_give_the_minibatches_gradient(
         lesson3, lesson4, gpt2, accelerator, number, average):
     lesson = {3: lesson3, 4: lesson4}[number]
-    model, tokenizer = lesson.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson, gpt2)
     prefer(model, 0, 4.)
     settings = {"average": average} if average else {"entropy_coef": 0.1, "kl_in": "loss"}
     config = make_config(lesson, ppo_epochs=2, kl_coef=0.1, **settings)
@@ -747,9 +1400,10 @@ def test_micro_batches_give_the_minibatches_gradient(
     rollout.advantages = torch.randn(rollout.advantages.shape)
     results = []
     for config.micro_batch_size in 12, 4, 1:
-        learner = copy.deepcopy(policy)
+        learner = twin(lesson, policy)
         stats = update(lesson, learner, rollout, config, accelerator)
         results.append((stats, weights(learner)))
+        assert all(weight.grad is None for weight in learner.parameters())  # for the next one
     for stats, learned in results[1:]:
         assert stats == pytest.approx(results[0][0], rel=1e-3, abs=1e-5)
         close(learned, results[0][1], 1e-4)
@@ -757,7 +1411,7 @@ def test_micro_batches_give_the_minibatches_gradient(
 
 
 def test_epochs_stop_when_the_policy_has_moved_too_far(lesson3, gpt2, accelerator, monkeypatch):
-    model, tokenizer = lesson3.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson3, gpt2)
     calls = record(monkeypatch, lesson3, "ppo_loss")
     for max_kl, passes in (0.0, 4), (1e9, 4), (1e-9, 1):
         config = make_config(lesson3, max_kl=max_kl, micro_batch_size=12)
@@ -771,7 +1425,7 @@ def test_epochs_stop_when_the_policy_has_moved_too_far(lesson3, gpt2, accelerato
 
 
 def test_a_group_is_a_row_even_when_prompts_are_equal(lesson4, gpt2):
-    model, tokenizer = lesson4.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson4, gpt2)
     data = Dataset.from_dict({"instruction": ["a", "b", "a"],
                               "prompt_ids": [PROMPTS[0], PROMPTS[1], PROMPTS[0]]})
     config = make_config(lesson4, group_size=2, scale="none", missing_eos_penalty=0.0)
@@ -783,93 +1437,99 @@ def test_a_group_is_a_row_even_when_prompts_are_equal(lesson4, gpt2):
         return torch.tensor([0., 1., 0., 8., 5., 15., 3., 3.])
 
     rollout = lesson4.sample_groups(
-        model, None, reward, tokenizer, data, [0, 1, 2, 0], config)
-    assert rollout.advantages.tolist() == [-.5, .5, -4., 4., -5., 5., 0., 0.]
+        model, None, reward, tokenizer, data, [0, 1, 2, 0], config, Accelerator(cpu=True))
+    advantages = lesson4.group_advantages(rollout.rewards, 2, "none")
+    assert advantages.tolist() == [-.5, .5, -4., 4., -5., 5., 0., 0.]
     instructions, prompts, expected = asked[0]
     assert instructions == list("aabbaaaa") and prompts == expected
 
 
-def grpo_step(lesson4, folder, accelerator, rewards, **settings):
-    model, tokenizer = lesson4.load_causal_lm(folder)
-    config = make_config(lesson4, group_size=4, missing_eos_penalty=0.0, **settings)
-    data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    reference = copy.deepcopy(model) if config.kl_coef else None
-    torch.manual_seed(0)
-    return model, lesson4.grpo_step(
-        model, reference, lambda *_: torch.tensor(rewards), tokenizer, data, [0, 1, 2], optimizer,
-        config, accelerator)
+@pytest.fixture
+def grpo_step(lesson4, gpt2, run_main, monkeypatch):
+    """grpo_step(rewards, flag=..., ...): a step of lesson 4's main, with these rewards for 3 groups
+    of 4 -> (the model, the stats, the rollout that it learned from)."""
+    def step(rewards, **flags):
+        data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
+        monkeypatch.setattr(lesson4, "load_grpo_prompts", lambda *_: [data, data])
+        monkeypatch.setattr(
+            lesson4, "load_grpo_reward", lambda *_: lambda *_: torch.tensor(rewards))
+        monkeypatch.setattr(lesson4, "evaluate", lambda *_: ({}, []))
+        loaded = record(monkeypatch, lesson4, "load_causal_lm")
+        updates = record(monkeypatch, lesson4, "grpo_update")
+        [stats] = run_main(lesson4, **dict(
+            model=gpt2, reward="sentiment", steps=1, num_samples=12, group_size=4, batch_size=6,
+            micro_batch_size=4, max_new_tokens=6, missing_eos_penalty=0.0, kl_coef=0.01,
+            learning_rate=0.01) | flags)
+        return loaded[0][1][0], stats, updates[0][0][2]
+
+    return step
 
 
 SPREAD = [0., 1., 0., 0., 3., 1., 2., 2., 0., 0., 1., 1.]
 ONE_GROUP = [1.] * 4 + [0., 0., 1., 0.] + [0.] * 4
 
 
-def test_grpos_first_loss_is_zero_and_its_gradient_is_not(lesson4, gpt2, accelerator):
-    stats = grpo_step(lesson4, gpt2, accelerator, SPREAD, batch_size=12, ppo_epochs=1)[1]
+def test_grpos_first_loss_is_zero_and_its_gradient_is_not(grpo_step):
+    stats = grpo_step(SPREAD, batch_size=12, ppo_epochs=1)[1]
     assert stats["loss/grpo"] == pytest.approx(0., abs=1e-5)
     assert stats["kl/approx"] == pytest.approx(0., abs=1e-8)
     assert stats["grad_norm"] > 0.01
 
 
-def test_groups_without_spread_are_left_out_and_counted(
-        lesson4, gpt2, accelerator, monkeypatch):
-    calls = record(monkeypatch, lesson4, "grpo_update")
-    for drop, rows in (True, 4), (False, 12):
-        stats = grpo_step(lesson4, gpt2, accelerator, ONE_GROUP, drop_uninformative=drop)[1]
-        rollout = calls[-1][0][2]
-        assert len(rollout.ids) == len(rollout.advantages) == len(rollout.mask) == rows
+def test_groups_without_spread_are_left_out_and_counted(grpo_step):
+    for drop, rewards in (True, ONE_GROUP[4:8]), (False, ONE_GROUP):
+        _, stats, rollout = grpo_step(ONE_GROUP, drop_uninformative=drop)
+        assert rollout.rewards.tolist() == rewards
+        assert len(rollout.ids) == len(rollout.advantages) == len(rollout.mask) == len(rewards)
         assert stats["group/zero_std"] == pytest.approx(2 / 3)
         assert stats["reward/avg"] == pytest.approx(5 / 12)
         assert stats["reward/std"] == pytest.approx(0.5 / 3)  # 0, sqrt(3/4/3) and 0
-    assert calls[0][0][2].rewards.tolist() == [0., 0., 1., 0.]
 
 
-def test_few_groups_left_for_many_minibatches(lesson4, gpt2, accelerator):
-    model, stats = grpo_step(lesson4, gpt2, accelerator, ONE_GROUP, batch_size=2)  # 6, of 4 rows
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_a_step_learns_from_the_advantages_over_the_group(lesson4, grpo_step, scale):
+    _, stats, rollout = grpo_step(SPREAD, scale=scale, group_size=6)
+    expected = lesson4.group_advantages(torch.tensor(SPREAD), 6, scale)
+    assert torch.equal(rollout.advantages, expected)
+    assert stats["advantage/mean"] == pytest.approx(0., abs=1e-6)
+
+
+def test_few_groups_left_for_many_minibatches(grpo_step):
+    model, stats, _ = grpo_step(ONE_GROUP, batch_size=2)  # 6 minibatches, of 4 rows
     assert all(torch.isfinite(torch.tensor(list(stats.values()))))
     assert torch.isfinite(weights(model)).all()
 
 
-def test_grpo_step_without_any_spread_stays_finite(lesson4, gpt2, accelerator):
-    model, stats = grpo_step(lesson4, gpt2, accelerator, [1.] * 12)
-    assert stats["group/zero_std"] == 1.0 and stats["loss/grpo"] == pytest.approx(0., abs=1e-4)
+def test_grpo_step_without_any_spread_stays_finite(grpo_step):
+    model, stats, rollout = grpo_step([1.] * 12)
+    assert stats["group/zero_std"] == 1.0 and len(rollout.ids) == 12
+    assert stats["loss/grpo"] == pytest.approx(0., abs=1e-4)
     assert torch.isfinite(weights(model)).all()
 
 
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("kl_coef", ["0", "0.01"])
-def test_without_a_kl_coefficient_no_reference_is_kept(
-        lesson4, gpt2, tmp_path, monkeypatch, kl_coef):
-    kept = []
-
-    def train_grpo(policy, reference, *rest):
-        kept.append(reference)
-        raise Stop
-
-    monkeypatch.setattr(lesson4, "train_grpo", train_grpo)
-    monkeypatch.setattr(lesson4, "evaluate", lambda *_: ({}, []))
-    monkeypatch.setattr("sys.argv", ["lesson4_grpo.py", "--model", gpt2, "--runs_dir",
-                                     str(tmp_path), "--device", "cpu", "--kl_coef", kl_coef])
-    with pytest.raises(Stop):
-        lesson4.main()
-    if kl_coef == "0":
-        assert kept == [None]
+@pytest.mark.parametrize("kl_coef", [0.0, 0.01])
+def test_without_a_kl_coefficient_no_reference_is_kept(lesson4, grpo_step, monkeypatch, kl_coef):
+    copies = record(monkeypatch, lesson4.copy, "deepcopy")
+    references = record(monkeypatch, lesson4, "make_reference")
+    rollouts = record(monkeypatch, lesson4, "sample_groups")
+    grpo_step(SPREAD, kl_coef=kl_coef)
+    models = [result for _, result in copies if isinstance(result, torch.nn.Module)]
+    reference = rollouts[0][0][1]
+    if kl_coef == 0:
+        assert models == references == [] and reference is None
     else:
-        assert not any(weight.requires_grad for weight in kept[0].parameters())
+        assert len(models) == 1 and reference is references[0][1]
+        assert not any(weight.requires_grad for weight in models[0].parameters())
 
 
-def test_without_a_reference_no_kl_from_it_is_reported(lesson4, gpt2, accelerator):
-    stats = grpo_step(lesson4, gpt2, accelerator, SPREAD, kl_coef=0.0)[1]
+def test_without_a_reference_no_kl_from_it_is_reported(grpo_step):
+    stats = grpo_step(SPREAD, kl_coef=0.0)[1]
     assert stats["kl/approx"] > 0
     assert "kl/ref" not in stats
 
 
-def test_kl_from_the_reference_is_reported(lesson4, gpt2, accelerator):
-    stats = grpo_step(lesson4, gpt2, accelerator, SPREAD, kl_coef=0.1)[1]
+def test_kl_from_the_reference_is_reported(grpo_step):
+    stats = grpo_step(SPREAD, kl_coef=0.1)[1]
     assert stats["kl/ref"] > 0
 
 
@@ -884,35 +1544,40 @@ def too_few(prompts, responses, **columns):
 
 
 def test_reward_function_from_a_file_gets_prompts_responses_and_columns(lesson4, tmp_path):
-    file = tmp_path / "my_rewards.py"
+    file, ids = tmp_path / "my_rewards.py", torch.zeros(2, 3, dtype=torch.long)
     file.write_text(REWARDS)
     rows = {"instruction": ["ab", "abc"], "answer": ["1", "2"], "prompt_ids": [[1], [2]]}
-    reward = lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:length"), None, "cpu")
-    rewards = reward(None, None, ["x", "xyz"], rows)
+    reward = lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:length"), None, None)
+    rewards = reward(ids, None, ["x", "xyz"], rows)
     assert rewards.tolist() == [211., 323.] and rewards.dtype == torch.float32
-    reward = lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:too_few"), None, "cpu")
-    for bad in (lambda: reward(None, None, ["x", "xyz"], rows),
-                lambda: lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:x"), None, "cpu"),
-                lambda: lesson4.load_grpo_reward(
-                    lesson4.Config(reward=f"{file}x.py:f"), None, "cpu")):
+    reward = lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:too_few"), None, None)
+    for bad in (lambda: reward(ids, None, ["x", "xyz"], rows),
+                lambda: lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:x"), None, None)):
         with pytest.raises(SystemExit) as error:
             bad()
         assert error.value.code == 2
 
 
+def test_a_reward_file_that_is_not_there_is_refused(lesson4, gpt2, run_main, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        run_main(lesson4, model=gpt2, reward=f"{tmp_path / 'none.py'}:f")
+    assert error.value.code == 2 and "there is no" in capsys.readouterr().err
+
+
 def test_sum_reward_reads_the_instruction(lesson4):
-    reward = lesson4.load_grpo_reward(lesson4.Config(), None, "cpu")
+    reward = lesson4.load_grpo_reward(lesson4.Config(), None, None)
     rows = {"instruction": ["What is 1 + 2?", "What is 3 + 4?"]}
-    assert reward(None, None, ["3", "3"], rows).tolist() == [1., 0.]
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    assert reward(ids, None, ["3", "3"], rows).tolist() == [1., 0.]
 
 
 def test_evaluation_counts_right_samples(lesson4, gpt2, monkeypatch):
     """Two prompts, 2k samples each: of the first all are right, of the second two."""
-    model, tokenizer = lesson4.load_causal_lm(gpt2)
+    model, tokenizer = load(lesson4, gpt2)
     data = Dataset.from_dict({"instruction": ["a", "b"], "prompt_ids": PROMPTS[:2]})
     config = make_config(lesson4, reward="sum", pass_k=2)
 
-    answers = iter([[0., 1.], [1., 0.], [1., 1.], [1., 1.], [1., 0.]])  # the greedy ones first
+    answers = iter([[0., 1.], [1., 0.], [1., 1.], [1., 1.], [1., 0.]] * 2)  # the greedy ones first
     drawn = []
 
     def reward(ids, mask, texts, rows):
@@ -925,3 +1590,5 @@ def test_evaluation_counts_right_samples(lesson4, gpt2, monkeypatch):
     assert numbers["accuracy/pass@k"] == pytest.approx((1 + 5 / 6) / 2)  # 1 - 1 / C(4, 2)
     assert len(texts) == 2
     assert len(set(map(str, drawn))) == 5  # no sample is another one's copy
+    lesson4.evaluate(model, reward, tokenizer, data, config)
+    assert drawn[5:] == drawn[:5]  # before and after training the dice fall alike
