@@ -53,7 +53,7 @@ from typing import Literal, Optional
 import datasets
 import torch
 import transformers
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, tqdm
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -572,6 +572,7 @@ def run_lesson():
     """main(), and one line for whatever escapes from it."""
     try:
         main()
+        PartialState().destroy_process_group()
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
     except Exception as error:
@@ -657,10 +658,18 @@ def from_pretrained(kind, name, config, **options):
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
         model = kind.from_pretrained(base, dtype=config.dtype if config.lora_rank else "float32",
                                      attn_implementation=config.attn_implementation, **options)
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            torch.manual_seed(config.seed)  # the new rows are the same in every lesson
+            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
         if adapter:
             import peft
-            model = peft.PeftModel.from_pretrained(model, path).merge_and_unload()
+            settings = peft.PeftConfig.from_pretrained(path)
+            settings.task_type = None  # a policy's adapter may become a reward model's weights
+            model = peft.PeftModel.from_pretrained(model, path, config=settings).merge_and_unload()
             model.requires_grad_(True)
+    if "MaskedLM" in str(model.config.architectures):
+        die(f"{name} fills gaps and sees what comes after them: it cannot write")
     # Labels end with the tokenizer's end token, so generation has to stop there. It may know more.
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -671,9 +680,6 @@ def from_pretrained(kind, name, config, **options):
     if tokenizer.eos_token_id not in ends:
         print(f"{name}: an answer ends with {tokenizer.eos_token!r}, as the tokenizer says.")
         ends = [tokenizer.eos_token_id, *ends]
-    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     model.config.pad_token_id = tokenizer.pad_token_id
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -683,8 +689,6 @@ def from_pretrained(kind, name, config, **options):
 def load_causal_lm(config):
     """(model, tokenizer) of --model, with an adapter to train where there is --lora_rank."""
     model, tokenizer, ends = from_pretrained(AutoModelForCausalLM, config.model, config)
-    if "MaskedLM" in str(model.config.architectures):
-        die(f"{config.model} fills gaps and sees what comes after them: it cannot write")
     special = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
     model.generation_config.update(**special)
     model.generation_config_to_save = model.generation_config
@@ -839,7 +843,8 @@ class Run:
         if not self.is_main:
             return
         if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(self.folder / "adapter", selected_adapters=["default"])
+            model.save_pretrained(self.folder / "adapter", selected_adapters=["default"],
+                                  save_embedding_layers=False)  # they were not trained
             tokenizer.save_pretrained(self.folder / "adapter")
             model = model.merge_and_unload()
         model.save_pretrained(self.folder / "unfinished")
@@ -868,7 +873,8 @@ class Run:
             self.accelerator.log({"samples": text}, len(self.rows))
         print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
               f"Curves: tensorboard --logdir {self.config.runs_dir}")
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 if __name__ == "__main__":

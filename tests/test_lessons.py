@@ -1292,7 +1292,6 @@ cases, suffix, *flags = sys.argv[1:]
 accelerator = Accelerator(cpu=True)
 clip = Accelerator.clip_grad_norm_
 Accelerator.clip_grad_norm_ = lambda self, weights, _: clip(self, weights, 1e9)
-Accelerator.end_training = lambda self: None  # more lessons follow in this process
 torch.optim.AdamW = lambda groups, lr=0.0, **_: torch.optim.SGD(groups, lr=lr)
 for name, lesson, arguments in json.loads(Path(cases).read_text()):
     module = load(lesson)

@@ -246,11 +246,11 @@ def test_a_model_that_fills_gaps_is_refused(lesson1, lesson2, gpt2, tmp_path, ca
         vocab_size=320, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=128)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(gpt2).save_pretrained(tmp_path)
-    for refused, words in ((load, "cannot write"), (load_reward, "no causal language model")):
+    for refused, lesson in (load, lesson1), (load_reward, lesson2):
         with pytest.raises(SystemExit) as stopped:
-            refused(lesson1 if refused is load else lesson2, tmp_path)
+            refused(lesson, tmp_path)
         message = capsys.readouterr().err
-        assert stopped.value.code == 2 and words in message and str(tmp_path) in message
+        assert stopped.value.code == 2 and "cannot write" in message and str(tmp_path) in message
 
 
 END, OTHER_END = "<|endoftext|>", "<|im_end|>"  # tokens 0 and 1
