@@ -597,9 +597,10 @@ def read_data(name, columns, size):
     with blame(f"cannot read the data {name!r}"):
         data = datasets.load_dataset(**source, split="train")
     data = data.select(range(min(size, len(data))))
-    for line, row in enumerate(data, start=1):
-        for column in columns:
-            if not isinstance(row.get(column), str):
+    for column in columns:
+        values = data[column] if column in data.column_names else [None]
+        for line, value in enumerate(values, start=1):
+            if not isinstance(value, str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 

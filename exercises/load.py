@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def load_exercises(blanks):
-    """{file: "names of its blanks"} -> {name: function} of the files beside this one. A stub is left
-    out: there the lesson's own function stays. A file that does not load ends the program with one
-    line and exit code 2."""
+    """{file: "names of its blanks"} -> {name: function} of the files beside this one. A stub is
+    left out: there the lesson's own function stays. A file that does not load ends the program
+    with one line and exit code 2."""
     found = {}
     for file, names in blanks.items():
         path = Path(__file__).with_name(f"{file}.py")
