@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 526. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 528. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -336,6 +336,7 @@ def chat(config):
     if config.chat:
         print("Type an instruction; an empty line ends.")
     model, tokenizer = load_causal_lm(config)
+    model.to(PartialState().device)
     for instruction in [config.prompt] if config.prompt else sys.stdin:
         if not instruction.strip():
             break
@@ -400,8 +401,7 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
         count, loss = sum(data[rows]["num_labels"]), torch.zeros((), device=accelerator.device)
         for piece, weight in my_pieces(rows, config.micro_batch_size, accelerator):
             piece_loss = batch_loss(learner, data, piece, count, tokenizer, accelerator) * weight
-            # The gradient will be a mean over processes: times their number, a sum.
-            accelerator.backward(piece_loss * accelerator.num_processes)
+            accelerator.backward(piece_loss * accelerator.num_processes)  # DDP takes the mean
             loss += piece_loss.detach()
 
         # 3. The step.
@@ -416,7 +416,8 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
         # 4. Now and then the held-out loss. The best weights so far are kept.
         if step % config.eval_every == 0 or step == config.steps:
             stats["loss/held_out"] = held_out_loss(model, held_out, tokenizer, config, accelerator)
-        run.end_step(step, stats, loss=stats["loss/train"], held_out=keep_best(model, run, stats))
+        lowest = keep_best(model, run, stats)
+        run.end_step(step, stats, loss=stats["loss/train"], held_out=lowest)
     load_best(model, run)
 
 
@@ -509,7 +510,8 @@ def main():
         rows = held_out[:8]
         prompts = [ids[:n] for ids, n in zip(rows["input_ids"], rows["prompt_length"])]
         torch.manual_seed(config.seed)
-        response = generate(model, tokenizer, prompts, config.max_new_tokens)[2]
+        with accelerator.autocast():
+            response = generate(model, tokenizer, prompts, config.max_new_tokens)[2]
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
         return {"loss/held_out": loss, "perplexity/held_out": math.exp(loss)}, texts
 
@@ -554,7 +556,7 @@ def run_lesson():
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             die("out of memory: lower --micro_batch_size (the result stays the same), then "
-                "--max_new_tokens and --max_prompt_length, or try --bf16 and --lora_rank 8")
+                "--max_new_tokens and the samples a step, or try --bf16 and --lora_rank 8")
         if logging.root.manager.disable < logging.INFO:  # --log_level info
             traceback.print_exc()
         libraries = str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1])
@@ -684,6 +686,7 @@ def start(config):
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     tracker = None if config.report_to == "none" else config.report_to
     with blame("cannot start"):
         if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):

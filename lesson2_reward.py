@@ -20,7 +20,7 @@ How to run it
 It writes runs/reward; lesson 3 uses it.
 
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 431. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 432. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -334,6 +334,7 @@ def score_one(config):
         die(f"{run_folder(config)} is missing: run python lesson2_reward.py first")
     config.model = str(run_folder(config))
     model, tokenizer = make_reward_model(config)
+    model.to(PartialState().device)
     prompt = tokenizer.encode(format_prompt(config.prompt))
     answer = tokenizer.encode(config.score, add_special_tokens=False)
     with torch.no_grad():
@@ -459,7 +460,7 @@ def run_lesson():
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             die("out of memory: lower --micro_batch_size (the result stays the same), then "
-                "--max_new_tokens and --max_prompt_length, or try --bf16 and --lora_rank 8")
+                "--max_new_tokens and the samples a step, or try --bf16 and --lora_rank 8")
         if logging.root.manager.disable < logging.INFO:  # --log_level info
             traceback.print_exc()
         libraries = str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1])
@@ -594,6 +595,7 @@ def start(config):
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     tracker = None if config.report_to == "none" else config.report_to
     with blame("cannot start"):
         if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):

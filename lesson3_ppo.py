@@ -10,19 +10,19 @@ The formulas
     advantage    A_t = sum_l (gamma lam)^l delta_{t+l},  delta_t = r_t + gamma V_{t+1} - V_t
     policy loss  mean of max(-A_t ratio_t, -A_t clip(ratio_t, 1 - eps, 1 + eps)),
                  ratio_t = p(y_t) / p_old(y_t): the policy now over the policy that sampled
-    value loss   half the mean of (V_t - (A_t + V_old_t))^2, clipped as well
+    value loss   half the mean of (V_t - (A_t + V_old_t))^2, V_t kept within eps of V_old_t
 p is the policy, the model that learns, and p_ref the reference: the model that it began as.
 The penalty (beta is --kl_coef) keeps the two close, because only there can the score be trusted.
-V_t, from the value head, guesses the rewards still to come; eps is --clip_range. The policy loss
-uses advantages that were whitened: mean 0, variance 1.
+V_t, from the value head, guesses the rewards still to come, V_old when it sampled; eps is
+--clip_range, gamma and lam are flags. The policy loss uses whitened advantages: mean 0, variance 1.
 
 How to run it
     python lesson3_ppo.py                          offline; makes lessons 1 and 2 where missing
     python lesson3_ppo.py --kl_coef 0 --run_name kl0
     python lesson3_ppo.py --reward sentiment       count good words instead of asking a model
-    python lesson3_ppo.py --lora_rank 8            adapters: one model in memory instead of three
+    python lesson3_ppo.py --lora_rank 8            adapters; the reference is no copy (needs peft)
     python lesson1_sft.py --model runs/ppo --chat  talk to the result
-It writes runs/ppo. The bar shows the score, the KL from the reference and the gold reward.
+It writes runs/ppo. The bar shows the score, a response's KL from the reference, the gold reward.
 
 How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
 Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex3"
@@ -81,14 +81,14 @@ class Config:
     num_samples: int = flag(64, "responses a step, over all processes")
     ppo_epochs: int = flag(4, "times that a step's samples are learned from", "--num_ppo_epochs")
     batch_size: int = flag(32, "samples an optimiser step, over all processes")
-    micro_batch_size: int = flag(64, "samples a forward pass: lower it when memory runs out")
+    micro_batch_size: int = flag(64, "samples a training pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "1e-4; 1e-6 with --model; LoRA: tenfold", "--lr")
     value_learning_rate: float = flag(1e-3, "of the value head")
     kl_coef: float = flag(0.1, "weight of the KL penalty, beta", "--kl_beta", "--beta")
     kl_in: Literal["reward", "loss", "old"] = flag("reward", "the penalty: k1 to the reference in "
         "the reward, k3 to the reference in the loss, or k3 to the policy that sampled in the loss")
     target_kl: float = flag(0.0, "adapt kl_coef to this KL a response (0: kl_coef is fixed)")
-    max_kl: float = flag(0.2, "stop a step's epochs when kl/approx passes this (0: never)")
+    max_kl: float = flag(0.2, "end a step's epochs when kl/approx, since sampling, passes this")
     clip_range: float = flag(0.2, "of ratios (1 +- this) and values (old +- this)", "--cliprange")
     value_coef: float = flag(0.5, "weight of the value loss", "--vf_coef")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
@@ -302,8 +302,8 @@ class CausalLMWithValueHead(torch.nn.Module):
         """-> logits (B, T+1, V) and values (B, T) for a response of T = `length` tokens. The value
         of a token is that of the state before it: the prompt and the tokens so far."""
         logits = response_logits(self.lm, ids, attention_mask, length)
-        states = self.states[:, :-1].to(self.value_head.weight.dtype)
-        return logits, self.value_head(states).squeeze(-1).float()
+        states, self.states = self.states[:, :-1], None
+        return logits, self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
 
 def response_logits(lm, ids, attention_mask, length):
@@ -337,14 +337,14 @@ def load_score(config, tokenizer, lm):
     trunk, head, mean, std, is_adapter = load_reward_model(config, tokenizer, lm)
 
     def score(ids, attention_mask, texts):
-        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         if is_adapter:
             lm.set_adapter("reward", inference_mode=True)
-        states = trunk(ids, attention_mask=attention_mask, position_ids=positions)[0]
+        states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
         if is_adapter:
             lm.set_adapter("default")
         scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
-        last = positions.argmax(dim=1, keepdim=True)  # the first place of the highest position
+        last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
         return (scores.gather(1, last).squeeze(1).float() - mean) / std
 
     return score
@@ -407,7 +407,7 @@ def sample_responses(policy, reference, score, tokenizer, prompts, config, accel
 
 
 def ppo_loss(policy, batch, kl_coef, count, config):
-    """The loss of some rows and its parts, as sums divided by `count`."""
+    """The loss of some rows (Schulman et al. 2017, eq. 9) and its parts, sums over `count`."""
     logits, values = policy(batch.ids, batch.attention_mask, batch.response.shape[1])
     logprobs = response_logprobs(logits, batch.response, config.temperature) * batch.mask
     policy_loss, clip_fraction = ppo_policy_loss(
@@ -438,7 +438,7 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
             for piece in rows.split(config.micro_batch_size * processes):
                 mine = rollout[piece[accelerator.process_index::processes]]
                 loss, parts = ppo_loss(policy, mine, kl_coef, count, config)
-                accelerator.backward(loss * processes)  # a sum: it will be a mean over processes
+                accelerator.backward(loss * processes)  # DDP takes the mean: times them, a sum
                 for name, part in parts.items():
                     sums[name] += part.detach()
             norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)  # tames odd batches
@@ -502,11 +502,11 @@ def main():
 
     def look():
         """Fresh responses to fixed prompts: means and texts."""
-        torch.manual_seed(0)
+        torch.manual_seed(accelerator.process_index)
         rows = [i % len(data) for i in range(4 * config.num_samples)]
         rollout = roll_out(data[rows]["prompt_ids"])
-        texts = tokenizer.batch_decode(rollout.response, skip_special_tokens=True)
-        return describe(rollout, config), texts
+        response = rollout.response.where(rollout.mask > 0, tokenizer.pad_token_id)
+        return describe(rollout, config), tokenizer.batch_decode(response, skip_special_tokens=True)
 
     before, texts_before = look()
     for step in run.steps(config.steps):
@@ -516,7 +516,7 @@ def main():
 
         # 2. The reward of every token.
         kl_coef = config.kl_coef
-        if config.target_kl and run.rows:  # adapted to the last step's KL over ten steps' samples
+        if config.target_kl and run.rows:  # run.rows: the log so far; K_beta is 1/10
             kl_coef = adaptive_kl_coef(run.rows[-1]["kl/coef"], run.rows[-1]["kl/ref_sum"],
                                        config.target_kl, config.num_samples,
                                        10 * config.num_samples)
@@ -524,7 +524,7 @@ def main():
         rewards = shape_rewards(
             rollout.scores, kl, rollout.mask, kl_coef if config.kl_in == "reward" else 0.0)
 
-        # 3. Advantages. The returns belong to the raw ones; only then are these whitened.
+        # 3. Advantages, and returns A + V for the values to learn. Then A is whitened.
         advantages, rollout.returns = compute_gae(
             rewards, rollout.values, rollout.mask, config.gamma, config.lam)
         rollout.advantages = masked_whiten(advantages, rollout.mask)
@@ -578,7 +578,7 @@ def run_lesson():
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             die("out of memory: lower --micro_batch_size (the result stays the same), then "
-                "--max_new_tokens and --max_prompt_length, or try --bf16 and --lora_rank 8")
+                "--max_new_tokens and the samples a step, or try --bf16 and --lora_rank 8")
         if logging.root.manager.disable < logging.INFO:  # --log_level info
             traceback.print_exc()
         libraries = str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1])
@@ -730,7 +730,8 @@ def load_reward_model(config, tokenizer, lm):
         lm.load_adapter(adapter, "reward")
         head = load_file(adapter / "adapter_model.safetensors")["base_model.model.score.weight"]
         return lm.get_base_model().base_model, head, mean, std, True
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=config.dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=config.dtype, attn_implementation=config.attn_implementation)
     return model.base_model.to(lm.device).eval(), model.score.weight.detach(), mean, std, False
 
 
@@ -743,6 +744,7 @@ def start(config):
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     tracker = None if config.report_to == "none" else config.report_to
     with blame("cannot start"):
         if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):

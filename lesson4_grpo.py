@@ -7,7 +7,7 @@ What the model could do in one of eight tries, it then does in most.
 
 The formulas
     advantage    A_i = (r_i - mean(r)) / (std(r) + eps) over the G answers to the same prompt
-    token loss   max(-A ratio_t, -A clip(ratio_t, 1 - low, 1 + high)) + beta * k3_t,
+    token loss   max(-A ratio_t, -A clip(ratio_t, 1 - clip_low, 1 + clip_high)) + beta * k3_t,
                  k3 = exp(d) - d - 1 with d = log p_ref - log p: the KL from the reference
     average      over each answer, then the answers (GRPO), all tokens (DAPO), or a constant
                  (Dr. GRPO)
@@ -19,12 +19,12 @@ How to run it
     python lesson4_grpo.py --reward runs/reward    lesson 2's reward model
     python lesson4_grpo.py --reward my_rewards.py:f   f(prompts=, responses=, ...) -> list of floats
     python lesson4_grpo.py --lora_rank 1           trains 4,096 of 548,352 weights (needs peft)
-    Dr. GRPO: --average constant --scale none      DAPO: --average token --kl_coef 0
+    Dr. GRPO: --average constant --scale none --kl_coef 0     DAPO: --average token --kl_coef 0
 It writes runs/grpo. Before the first update the loss is 0 and its gradient is not: each group's
-advantages add up to 0 (the log shows a mean over the epochs). Watch the reward instead.
+advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -82,13 +82,13 @@ class Config:
     group_size: int = flag(8, "responses to the same prompt, G", "--num_generations")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from", "--num_iterations")
     batch_size: Optional[int] = flag(None, "samples an optimiser step (512 for sums, else 32)")
-    micro_batch_size: int = flag(512, "samples a forward pass: lower it when memory runs out")
+    micro_batch_size: int = flag(512, "samples a training pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "4e-4 (sums), 1e-4; --model: 1e-6; LoRA: tenfold",
                                           "--lr")
     kl_coef: Optional[float] = flag(None, "of the KL term (0.01 for sums, else 0.4; at 0 there is "
                                     "no reference model)", "--kl_beta", "--beta")
     clip_low: float = flag(0.2, "no gain from a ratio below 1 - this, where A < 0", "--epsilon")
-    clip_high: float = flag(0.28, "no gain above 1 + this, where A > 0", "--epsilon_high")
+    clip_high: float = flag(0.28, "no gain above 1 + this, A > 0 (GRPO: 0.2)", "--epsilon_high")
     scale: Literal["std", "none"] = flag("std", "divide a group's advantages by its std, or not")
     average: Literal["sequence", "token", "constant"] = flag("sequence", "how the loss is averaged")
     drop_uninformative: bool = flag(True, "leave out groups whose rewards are all the same")
@@ -333,14 +333,14 @@ def load_score(config, tokenizer, lm):
     trunk, head, mean, std, is_adapter = load_reward_model(config, tokenizer, lm)
 
     def score(ids, attention_mask, texts):
-        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         if is_adapter:
             lm.set_adapter("reward", inference_mode=True)
-        states = trunk(ids, attention_mask=attention_mask, position_ids=positions)[0]
+        states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
         if is_adapter:
             lm.set_adapter("default")
         scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
-        last = positions.argmax(dim=1, keepdim=True)  # the first place of the highest position
+        last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
         return (scores.gather(1, last).squeeze(1).float() - mean) / std
 
     return score
@@ -351,7 +351,7 @@ def load_score(config, tokenizer, lm):
 
 @dataclass
 class Rollout:
-    """What a step sampled: B responses of T tokens, the G answers to a prompt in a row."""
+    """What a step sampled: B responses of T tokens, the G answers to a prompt side by side."""
 
     ids: torch.Tensor  # (B, P+T) prompt, padded on the left, and response
     attention_mask: torch.Tensor  # (B, P+T)
@@ -378,8 +378,8 @@ def all_logprobs(model, ids, attention_mask, response, config):
 
 @torch.no_grad()
 def sample_groups(lm, reference, reward, tokenizer, data, rows, config, accelerator):
-    """G answers to each row's prompt, and their rewards. (A group is a row, not a text: prompts may
-    be equal.) Every process answers its share of the rows and gets everybody's Rollout."""
+    """G answers to each row's prompt, and their rewards. (Two groups may have the same text.)
+    Every process answers its share of the rows and gets everybody's Rollout."""
     width = max(map(len, data[rows]["prompt_ids"]))
     with accelerator.split_between_processes(rows) as mine, accelerator.autocast():
         batch = data[[row for row in mine for _ in range(config.group_size)]]
@@ -390,9 +390,9 @@ def sample_groups(lm, reference, reward, tokenizer, data, rows, config, accelera
         ended = torch.isin(response, torch.tensor(ends, device=ids.device)).any(dim=1)
         ids = torch.cat([ids, response], dim=1)
         attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
+        current = lambda *inputs: response_logits(lm, *inputs)
         # `* mask`: what follows the end token is noise, and 0 times exp of a large noise is not 0.
-        now = lambda *inputs: response_logits(lm, *inputs)
-        logprobs = all_logprobs(now, ids, attention_mask, response, config) * mask
+        logprobs = all_logprobs(current, ids, attention_mask, response, config) * mask
         ref_logprobs = logprobs  # without a reference no KL from it is added or shown
         if reference:
             ref_logprobs = all_logprobs(reference, ids, attention_mask, response, config) * mask
@@ -439,7 +439,7 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
     policy.train()  # there is no dropout: only gradient checkpointing asks for it
     for _ in range(config.ppo_epochs):
         order = broadcast(torch.randperm(len(rollout.ids)).to(accelerator.device))
-        for rows in order.tensor_split(config.num_samples // config.batch_size):  # or: no rows
+        for rows in order.tensor_split(config.num_samples // config.batch_size):  # may be empty
             # All pieces, on all processes, are divided by the whole minibatch's counts.
             counts = {"sequence": max(len(rows), 1), "token": rollout.mask[rows].sum().clamp(min=1)}
             counts["constant"] = counts["sequence"] * config.max_new_tokens
@@ -460,13 +460,14 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
 
 
 @torch.no_grad()
-def evaluate(lm, reward, tokenizer, data, config):
+def evaluate(lm, reward, tokenizer, data, config, accelerator):
     """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
     batch, n, results = data[:300], 2 * config.pass_k, []
     torch.manual_seed(config.seed)
     for temperature in [0.0] + [config.temperature] * n:  # one at a time: n at once need memory
-        ids, prompt_mask, response = generate(
-            lm, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature)
+        with accelerator.autocast():
+            ids, prompt_mask, response = generate(
+                lm, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature)
         mask = response_mask(response, lm.generation_config.eos_token_id).long()
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
         results.append(reward(torch.cat([ids, response], dim=1),
@@ -500,8 +501,8 @@ def main():
     reward = load_grpo_reward(config, tokenizer, lm)
     optimizer = torch.optim.AdamW(lm.parameters(), lr=config.learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, config.steps)
-    learner, optimizer, schedule = accelerator.prepare(lm, optimizer, schedule)
-    before, texts_before = evaluate(lm, reward, tokenizer, held_out, config)
+    learner, optimizer, schedule = accelerator.prepare(lm, optimizer, schedule)  # DDP
+    before, texts_before = evaluate(lm, reward, tokenizer, held_out, config, accelerator)
     run = Run(config, accelerator)
     for step in run.steps(config.steps):
         # 1. Rollout: G answers to each prompt, and their rewards.
@@ -529,11 +530,11 @@ def main():
                  "response/length": rollout.mask.sum(dim=1)}
         stats = {name: x.float().mean().item() for name, x in means.items()} | learned
         if step % config.eval_every == 0 and step < config.steps:
-            stats |= evaluate(lm, reward, tokenizer, held_out, config)[0]
-        run.end_step(step, stats, reward=stats["reward/avg"], kl=stats.get("kl/ref", "unknown"),
+            stats |= evaluate(lm, reward, tokenizer, held_out, config, accelerator)[0]
+        run.end_step(step, stats, reward=stats["reward/avg"], kl_per_token=stats.get("kl/ref", 0),
                      same=f"{stats['group/zero_std']:.0%}")
 
-    after, texts_after = evaluate(lm, reward, tokenizer, held_out, config)
+    after, texts_after = evaluate(lm, reward, tokenizer, held_out, config, accelerator)
     run.save_model(lm, tokenizer)
     run.close("reward/avg", before, after, [
         (held_out[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
@@ -578,7 +579,7 @@ def run_lesson():
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             die("out of memory: lower --micro_batch_size (the result stays the same), then "
-                "--max_new_tokens and --max_prompt_length, or try --bf16 and --lora_rank 8")
+                "--max_new_tokens and the samples a step, or try --bf16 and --lora_rank 8")
         if logging.root.manager.disable < logging.INFO:  # --log_level info
             traceback.print_exc()
         libraries = str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1])
@@ -730,7 +731,8 @@ def load_reward_model(config, tokenizer, lm):
         lm.load_adapter(adapter, "reward")
         head = load_file(adapter / "adapter_model.safetensors")["base_model.model.score.weight"]
         return lm.get_base_model().base_model, head, mean, std, True
-    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=config.dtype)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, dtype=config.dtype, attn_implementation=config.attn_implementation)
     return model.base_model.to(lm.device).eval(), model.score.weight.detach(), mean, std, False
 
 
@@ -743,6 +745,7 @@ def start(config):
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     tracker = None if config.report_to == "none" else config.report_to
     with blame("cannot start"):
         if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):

@@ -1571,7 +1571,7 @@ def test_sum_reward_reads_the_instruction(lesson4):
     assert reward(ids, None, ["3", "3"], rows).tolist() == [1., 0.]
 
 
-def test_evaluation_counts_right_samples(lesson4, gpt2, monkeypatch):
+def test_evaluation_counts_right_samples(lesson4, gpt2, accelerator, monkeypatch):
     """Two prompts, 2k samples each: of the first all are right, of the second two."""
     model, tokenizer = load(lesson4, gpt2)
     data = Dataset.from_dict({"instruction": ["a", "b"], "prompt_ids": PROMPTS[:2]})
@@ -1585,10 +1585,10 @@ def test_evaluation_counts_right_samples(lesson4, gpt2, monkeypatch):
         drawn.append(ids.tolist())
         return torch.tensor(next(answers))
 
-    numbers, texts = lesson4.evaluate(model, reward, tokenizer, data, config)
+    numbers, texts = lesson4.evaluate(model, reward, tokenizer, data, config, accelerator)
     assert numbers["accuracy/greedy"] == 0.5 and numbers["accuracy/sampled"] == 0.75
     assert numbers["accuracy/pass@k"] == pytest.approx((1 + 5 / 6) / 2)  # 1 - 1 / C(4, 2)
     assert len(texts) == 2
     assert len(set(map(str, drawn))) == 5  # no sample is another one's copy
-    lesson4.evaluate(model, reward, tokenizer, data, config)
+    lesson4.evaluate(model, reward, tokenizer, data, config, accelerator)
     assert drawn[5:] == drawn[:5]  # before and after training the dice fall alike
