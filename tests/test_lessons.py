@@ -975,8 +975,8 @@ def test_qwen3_from_a_folder_with_data_of_ones_own(tmp_path):
     runs = check_own_model(tmp_path, tiny_qwen3, "my-qwen3")
     model = AutoModelForCausalLM.from_pretrained(runs / "grpo" / "model")
     assert sorted(model.generation_config.eos_token_id) == [0, 1]
-    assert (model.generation_config.top_p, model.generation_config.repetition_penalty) in [
-        (1.0, None), (1.0, 1.0)]
+    # The original's own settings, not those of our sampling.
+    assert (model.generation_config.top_p, model.generation_config.repetition_penalty) == (0.5, 1.5)
 
 
 @pytest.mark.slow
@@ -1296,6 +1296,7 @@ torch.optim.AdamW = lambda groups, lr=0.0, **_: torch.optim.SGD(groups, lr=lr)
 for name, lesson, arguments in json.loads(Path(cases).read_text()):
     module = load(lesson)
     module.generate = fixed_responses()
+    arguments = [argument.replace("SUFFIX", suffix) for argument in arguments]
     sys.argv = [lesson, *arguments, f"--run_name={name}-{suffix}", *flags]
     module.main()
 assert accelerator.num_processes == int(suffix == "two") + 1
@@ -1317,6 +1318,8 @@ CASES = {
 WITH_ADAPTERS = {f"{name}-lora": (number, f"{flags} --lora_rank=2")
                  for name, (number, flags) in CASES.items()
                  if name in ("sft", "reward", "ppo-reward", "grpo-token")}
+WITH_ADAPTERS["ppo-two-adapters"] = (  # the reward model is the second one
+    3, f"{PPO} --lora_rank=2 --reward=runs/lm/reward-lora-SUFFIX")
 
 
 def run_everywhere(chain, cases, folder):

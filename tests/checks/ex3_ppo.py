@@ -48,8 +48,8 @@ def logprobs_cases(seed):
             case("logits in bfloat16", 2, 4, size=3.0, draw=90, dtype=half),
             case("logits in bfloat16, temperature 0.7", 3, 4, size=3.0, draw=100, dtype=half,
                  temperature=0.7),
-            case("logits in float16, temperature 0.7, no gradient", 3, 2, draw=110,
-                 dtype=torch.float16, temperature=0.7)]
+            case("logits in bfloat16, temperature 0.7, no gradient", 3, 2, draw=110,
+                 dtype=torch.bfloat16, temperature=0.7)]
 
 
 def slow_logprobs(logits, response, temperature=1.0):

@@ -513,7 +513,7 @@ def entropy_cases(seed):
             equal("equal logits in bfloat16", full, 6),
             equal("equal logits in bfloat16, rows that end early", ragged, 3),
             case("logits in bfloat16", ragged, size=2.0, draw=60, dtype=torch.bfloat16),
-            case("logits in float16, no gradient", ragged, draw=70, dtype=torch.float16),
+            case("logits in bfloat16, no gradient", ragged, draw=70, dtype=torch.bfloat16),
             case("count given", ragged, draw=80, count=37),
             case("count given as a tensor", ragged, draw=90, count=torch.tensor(20.0)),
             case("no real token at all", torch.zeros(2, 3), draw=100),
