@@ -88,7 +88,7 @@ class Config:
     kl_in: Literal["reward", "loss", "old"] = flag("reward", "the penalty: k1 to the reference in "
         "the reward, k3 to the reference in the loss, or k3 to the policy that sampled in the loss")
     target_kl: float = flag(0.0, "adapt kl_coef to this KL a response (0: kl_coef is fixed)")
-    max_kl: float = flag(0.2, "end a step's epochs when kl/approx, since sampling, passes this")
+    max_kl: float = flag(0.2, "end a step's epochs when kl/approx passes this (0: never)")
     clip_range: float = flag(0.2, "of ratios (1 +- this) and values (old +- this)", "--cliprange")
     value_coef: float = flag(0.5, "weight of the value loss", "--vf_coef")
     entropy_coef: float = flag(0.0, "weight of the entropy bonus")
