@@ -79,7 +79,8 @@ class Answerer:
         """-> [(text, did it end)]"""
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left",
                                return_token_type_ids=False)
-        output = self.model.generate(**batch, max_new_tokens=48, do_sample=not greedy)
+        how = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 0}  # no filter
+        output = self.model.generate(**batch, max_new_tokens=48, **how)
         output = output[:, batch["input_ids"].shape[1]:]
         ended = (output == self.tokenizer.eos_token_id).any(dim=1).tolist()
         return list(zip(self.tokenizer.batch_decode(output, skip_special_tokens=True), ended))
