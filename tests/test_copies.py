@@ -6,7 +6,7 @@ import ast
 import pytest
 from conftest import ROOT
 from make_exercises import functions as top_level, is_stub, make_stubs
-from sync_copies import HOUSEKEEPING, LESSONS, OWN, carry, definitions, differing, housekeeping_line
+from sync_copies import LESSONS, carry, definitions, differing, housekeeping_line
 
 each_lesson = pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 
@@ -108,7 +108,8 @@ def test_lines_have_at_most_100_columns():
         assert not long, path
 
 
-HOUSEKEEPING_BOUND = 336
+# Of Housekeeping: too many, and no more than today.
+HOUSEKEEPING_LINES = {"lesson1": 299, "lesson2": 304, "lesson3": 335, "lesson4": 335}
 BOUNDS = {"lesson1": 550, "lesson2": 480, "lesson3": 550, "lesson4": 550}
 
 
@@ -118,7 +119,7 @@ def test_what_a_student_reads_is_bounded(path):
     text = path.read_text(encoding="utf-8")
     read = housekeeping_line(text) - 1
     assert read <= BOUNDS[path.stem[:7]]
-    assert text.count("\n") - read <= HOUSEKEEPING_BOUND
+    assert text.count("\n") - read <= HOUSEKEEPING_LINES[path.stem[:7]]
 
 
 @each_lesson
