@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 528. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 531. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -32,7 +32,6 @@ import math
 import os
 import random
 import runpy
-import shlex
 import shutil
 import signal
 import sys
@@ -76,7 +75,7 @@ class Config:
     steps: int = flag(1100, "optimiser steps", "--max_steps")
     base_steps: int = flag(100, "optimiser steps of the tiny base model")
     batch_size: int = flag(32, "examples an optimiser step, over all processes")
-    micro_batch_size: int = flag(64, "examples a forward pass: lower it when memory runs out")
+    micro_batch_size: int = flag(16, "examples a forward pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "1.5e-3; 2e-5 with --model; LoRA: tenfold", "--lr")
     bucket: Optional[int] = flag(None, "batches sorted by length together (1 tiny world, 8 --data)")
     warmup_steps: int = flag(20, "steps over which the learning rate rises to its peak")
@@ -241,21 +240,19 @@ def raw_text(world):
 
 
 def tokenize_examples(data, tokenizer, config):
-    """Dataset of texts -> Dataset of input_ids, labels and num_labels (what the loss counts)."""
-
-    def row(example):
-        prompt = format_prompt(example["instruction"], example.get("input") or "")
-        prompt_ids = tokenizer.encode(prompt)  # with a begin token where there is one (Llama)
-        response_ids = tokenizer.encode(example["output"], add_special_tokens=False)
+    """Dataset of texts -> [{input_ids, labels, num_labels (what the loss counts), ...}]."""
+    rows, data = [], data.to_list()
+    prompts = [format_prompt(row["instruction"], row.get("input") or "") for row in data]
+    prompts = tokenizer(prompts)["input_ids"]  # with a begin token where there is one (Llama)
+    responses = tokenizer([row["output"] for row in data], add_special_tokens=False)["input_ids"]
+    for row, prompt_ids, response_ids in zip(data, prompts, responses):
         max_length = len(prompt_ids) + config.max_new_tokens
         input_ids, labels = build_labels(
             prompt_ids, response_ids, tokenizer.eos_token_id, max_length)
-        return {"input_ids": input_ids, "labels": labels, "prompt_length": len(prompt_ids),
-                "num_labels": len(labels) - len(prompt_ids),
-                "title": f"{example['instruction']} {example.get('input') or ''}"}
-
-    rows = data.map(row, remove_columns=data.column_names)
-    rows = rows.filter(lambda example: example["prompt_length"] <= config.max_prompt_length)
+        if len(prompt_ids) <= config.max_prompt_length:
+            rows.append({"input_ids": input_ids, "labels": labels, "prompt_ids": prompt_ids,
+                         "num_labels": len(labels) - len(prompt_ids),
+                         "title": f"{row['instruction']} {row.get('input') or ''}"})
     if len(rows) < len(data):
         print(f"{len(data) - len(rows)} of {len(data)} prompts are longer than --max_prompt_length "
               f"{config.max_prompt_length} and are left out.")
@@ -266,8 +263,7 @@ def pack_text(text, tokenizer, length=64):
     """Raw text -> rows of `length` tokens, each token its own label: pre-training masks nothing."""
     ids = torch.tensor(tokenizer.encode(text))
     rows = ids[:len(ids) // length * length].view(-1, length).tolist()
-    return datasets.Dataset.from_dict(
-        {"input_ids": rows, "labels": rows, "num_labels": [length - 1] * len(rows)})
+    return [{"input_ids": row, "labels": row, "num_labels": length - 1} for row in rows]
 
 
 def bucketed_batches(lengths, batch_size, bucket, seed):
@@ -304,8 +300,10 @@ def make_tiny_model(texts):
     bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=640, special_tokens=["<|pad|>", "<|endoftext|>"], show_progress=False,
+        vocab_size=637, special_tokens=["<|pad|>", "<|endoftext|>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    # The prompt's markers are a token each, as chat models have tokens for theirs: short prompts.
+    bpe.add_tokens(["### Instruction:\n", "\n\n### Input:\n", "\n\n### Response:\n"])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|pad|>", eos_token="<|endoftext|>")
     model = GPT2LMHeadModel(GPT2Config(
@@ -349,23 +347,28 @@ def chat(config):
 # ---- The algorithm: the loop, and then main -----------------------------------------------------
 
 
-def batch_loss(model, data, rows, count, tokenizer, accelerator):
-    """The loss of these rows' labels, divided by `count`."""
-    rows = data[rows]
-    batch = pad_batch(list(zip(rows["input_ids"], rows["labels"])), tokenizer.pad_token_id)
+def batch_loss(model, examples, count, tokenizer, accelerator):
+    """The loss of these examples' labels, divided by `count`."""
+    batch = pad_batch([(row["input_ids"], row["labels"]) for row in examples],
+                      tokenizer.pad_token_id)
     batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+    # No logits are made of the columns that are prompt in every row: nothing is learned from them.
+    prompt = min(len(row["input_ids"]) - row["num_labels"] for row in examples)
+    labels = batch["labels"][:, prompt - 1:]
     with accelerator.autocast():
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return sft_loss(logits, batch["labels"], count)
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"],
+                       logits_to_keep=labels.shape[1], use_cache=False).logits
+    return sft_loss(logits, labels, count)
 
 
 @torch.no_grad()
 def held_out_loss(model, data, tokenizer, config, accelerator):
     """A token's mean loss on the held-out examples: the logarithm of their perplexity."""
-    losses, tokens = [], []
-    for rows in torch.arange(len(data)).split(config.micro_batch_size):
-        tokens.append(sum(data[rows.tolist()]["num_labels"]))
-        losses.append(batch_loss(model, data, rows.tolist(), tokens[-1], tokenizer, accelerator))
+    losses, tokens, size = [], [], config.micro_batch_size
+    data = sorted(data, key=lambda row: len(row["input_ids"]))  # little padding
+    for piece in [data[i:i + size] for i in range(0, len(data), size)]:
+        tokens.append(sum(row["num_labels"] for row in piece))
+        losses.append(batch_loss(model, piece, tokens[-1], tokenizer, accelerator))
     return corpus_perplexity(torch.stack(losses).cpu(), torch.tensor(tokens)).log().item()
 
 
@@ -383,24 +386,25 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
     """Next-token training, of the base model and of the tuned one: the data makes the difference.
     The weights with the best held-out loss are kept."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
     learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     per_epoch, batches = math.ceil(len(data) / config.batch_size), []
-    lengths = [len(ids) for ids in data["input_ids"]]
+    lengths = [len(row["input_ids"]) for row in data]
     for step in run.steps(config.steps):
         # 1. The batch. Every epoch has an order of its own.
         epoch, place = divmod(step - 1, per_epoch)
         if place == 0 or not batches:
             seed = f"{config.seed} {epoch}"
             batches = bucketed_batches(lengths, config.batch_size, config.bucket, seed)
-        rows = batches[place]
+        batch = [data[i] for i in batches[place]]
 
         # 2. The gradient, in pieces that fit. Each is divided by the count of the whole batch.
         learner.train()  # there is no dropout: only gradient checkpointing asks for it
-        count, loss = sum(data[rows]["num_labels"]), torch.zeros((), device=accelerator.device)
-        for piece, weight in my_pieces(rows, config.micro_batch_size, accelerator):
-            piece_loss = batch_loss(learner, data, piece, count, tokenizer, accelerator) * weight
+        count = sum(row["num_labels"] for row in batch)
+        loss = torch.zeros((), device=accelerator.device)
+        for piece, weight in my_pieces(batch, config.micro_batch_size, accelerator):
+            piece_loss = batch_loss(learner, piece, count, tokenizer, accelerator) * weight
             accelerator.backward(piece_loss * accelerator.num_processes)  # DDP takes the mean
             loss += piece_loss.detach()
 
@@ -507,8 +511,7 @@ def main():
     def look():
         """The held-out loss, and answers to the first few held-out prompts."""
         loss = held_out_loss(model, held_out, tokenizer, config, accelerator)
-        rows = held_out[:8]
-        prompts = [ids[:n] for ids, n in zip(rows["input_ids"], rows["prompt_length"])]
+        prompts = [row["prompt_ids"] for row in held_out[:8]]
         torch.manual_seed(config.seed)
         with accelerator.autocast():
             response = generate(model, tokenizer, prompts, config.max_new_tokens)[2]
@@ -520,8 +523,8 @@ def main():
     after, texts_after = look()
     save_best(model, tokenizer, run)
     run.close("loss/train", before, after, [
-        (title, {"base": old, "tuned": new})
-        for title, old, new in zip(held_out[:8]["title"], texts_before, texts_after)])
+        (row["title"], {"base": old, "tuned": new})
+        for row, old, new in zip(held_out, texts_before, texts_after)])
     print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or lesson2_reward.py')
 
 
@@ -779,9 +782,8 @@ class Run:
                 for old in self.checkpoints()[:-2]:
                     shutil.rmtree(old)
         if interrupted:
-            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{again}" if self.is_main else 1)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on, type the "
+                     "same command with --resume." if self.is_main else 1)
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""

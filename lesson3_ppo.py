@@ -36,7 +36,6 @@ import os
 import random
 import re
 import runpy
-import shlex
 import shutil
 import signal
 import subprocess
@@ -46,7 +45,7 @@ import traceback
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -77,11 +76,11 @@ class Config:
     data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
     run_name: str = flag("ppo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: int = flag(100, "PPO steps: sample, score, learn")
+    steps: int = flag(50, "PPO steps: sample, score, learn")
     num_samples: int = flag(64, "responses a step, over all processes")
     ppo_epochs: int = flag(4, "times that a step's samples are learned from", "--num_ppo_epochs")
     batch_size: int = flag(32, "samples an optimiser step, over all processes")
-    micro_batch_size: int = flag(64, "samples a training pass: lower it when memory runs out")
+    micro_batch_size: int = flag(16, "samples a training pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "1e-4; 1e-6 with --model; LoRA: tenfold", "--lr")
     value_learning_rate: float = flag(1e-3, "of the value head")
     kl_coef: float = flag(0.1, "weight of the KL penalty, beta", "--kl_beta", "--beta")
@@ -317,15 +316,10 @@ def response_logits(lm, ids, attention_mask, length):
 def make_reference(lm, config):
     """The model that training begins with, as a function (ids, attention_mask, length) -> logits: a
     frozen copy or, with LoRA, the same weights with the adapter off."""
-    if not config.lora_rank:
-        frozen = copy.deepcopy(lm).requires_grad_(False).to(getattr(torch, config.dtype))
-        return lambda *inputs: response_logits(frozen, *inputs)
-
-    def reference(*inputs):
-        with lm.disable_adapter():
-            return response_logits(lm, *inputs)
-
-    return reference
+    if config.lora_rank:  # as a decorator: the adapter is off while the function runs
+        return lm.disable_adapter()(lambda *inputs: response_logits(lm, *inputs))
+    frozen = copy.deepcopy(lm).requires_grad_(False).to(getattr(torch, config.dtype))
+    return lambda *inputs: response_logits(frozen, *inputs)
 
 
 def load_score(config, tokenizer, lm):
@@ -371,7 +365,11 @@ class Rollout:
     returns: torch.Tensor = None  # (B, T)
 
     def __getitem__(self, rows):
-        return Rollout(*(getattr(self, field.name)[rows] for field in fields(self)))
+        """These rows, without the columns in which none of them has a token."""
+        parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
+        empty = self.mask.shape[1] - int(parts["mask"].sum(dim=1).max())
+        return Rollout(**{name: x[:, :x.shape[1] - empty] if x.dim() == 2 else x
+                          for name, x in parts.items()})
 
 
 @torch.no_grad()
@@ -434,7 +432,9 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
         order = broadcast(torch.randperm(len(rollout.ids)).to(accelerator.device))
         for rows in order.split(config.batch_size):
             # All pieces, on all processes, are divided by the tokens of the whole minibatch.
-            count, sums = rollout.mask[rows].sum().clamp(min=1), defaultdict(float)
+            lengths = rollout.mask[rows].sum(dim=1)
+            rows, count = rows[lengths.argsort()], lengths.sum()
+            sums = defaultdict(float)
             for piece in rows.split(config.micro_batch_size * processes):
                 mine = rollout[piece[accelerator.process_index::processes]]
                 loss, parts = ppo_loss(policy, mine, kl_coef, count, config)
@@ -490,10 +490,10 @@ def main():
     reference = make_reference(lm, config)
     score = load_score(config, tokenizer, lm)
     policy = CausalLMWithValueHead(lm)
-    optimizer = torch.optim.AdamW(
+    optimizer = torch.optim.Adam(
         [{"params": lm.parameters(), "lr": config.learning_rate},
          {"params": policy.value_head.parameters(), "lr": config.value_learning_rate}],
-        eps=1e-5, weight_decay=0.0)  # eps as in OpenAI's PPO; weights should stay where they are
+        eps=1e-5, fused=True)  # eps as in OpenAI's PPO
     learner, optimizer = accelerator.prepare(policy, optimizer)  # the policy on all processes
     run = Run(config, accelerator)
 
@@ -837,9 +837,8 @@ class Run:
                 for old in self.checkpoints()[:-2]:
                     shutil.rmtree(old)
         if interrupted:
-            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{again}" if self.is_main else 1)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on, type the "
+                     "same command with --resume." if self.is_main else 1)
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""

@@ -23,8 +23,8 @@ How to run it
 It writes runs/grpo. Before the first update the loss is 0 and its gradient is not: each group's
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
-How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
+How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
+Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -36,7 +36,6 @@ import os
 import random
 import re
 import runpy
-import shlex
 import shutil
 import signal
 import subprocess
@@ -44,8 +43,9 @@ import sys
 import textwrap
 import traceback
 import warnings
+from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -57,7 +57,6 @@ from accelerate.utils import broadcast, tqdm
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
-from transformers import get_linear_schedule_with_warmup
 from transformers.hf_argparser import HfArg
 from transformers.utils import find_adapter_config_file
 
@@ -82,7 +81,7 @@ class Config:
     group_size: int = flag(8, "responses to the same prompt, G", "--num_generations")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from", "--num_iterations")
     batch_size: Optional[int] = flag(None, "samples an optimiser step (512 for sums, else 32)")
-    micro_batch_size: int = flag(512, "samples a training pass: lower it when memory runs out")
+    micro_batch_size: int = flag(128, "samples a training pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "4e-4 (sums), 1e-4; --model: 1e-6; LoRA: tenfold",
                                           "--lr")
     kl_coef: Optional[float] = flag(None, "of the KL term (0.01 for sums, else 0.4; at 0 there is "
@@ -133,7 +132,7 @@ class Config:
 # ---- The maths ----------------------------------------------------------------------------------
 
 # With --exercise these functions are your own, from exercises/.
-BLANKS = {"ex3_ppo": "response_logprobs response_mask masked_entropy",
+BLANKS = {"ex3_ppo": "response_logprobs response_mask",
           "ex4_grpo": "sum_reward group_advantages grpo_token_loss aggregate_loss "
                       "informative_groups pass_at_k"}
 
@@ -151,15 +150,6 @@ def response_mask(response, eos_ids):
     is_end = torch.isin(response, torch.tensor(eos_ids, device=response.device)).long()
     ends_before = is_end.cumsum(dim=1) - is_end
     return (ends_before == 0).float()  # (B, T)
-
-
-def masked_entropy(logits, mask, count=None):
-    """The mean over real tokens of H = -sum_v p_v log p_v, in nats."""
-    count = mask.sum().clamp(min=1) if count is None else count
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # no half precision
-    logprobs = logits.log_softmax(dim=-1)  # (B, T, V)
-    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)  # (B, T)
-    return (entropy * mask).sum() / count
 
 
 def sum_reward(prompt: str, response: str) -> float:
@@ -292,15 +282,10 @@ def response_logits(lm, ids, attention_mask, length):
 def make_reference(lm, config):
     """The model that training begins with, as a function (ids, attention_mask, length) -> logits: a
     frozen copy or, with LoRA, the same weights with the adapter off."""
-    if not config.lora_rank:
-        frozen = copy.deepcopy(lm).requires_grad_(False).to(getattr(torch, config.dtype))
-        return lambda *inputs: response_logits(frozen, *inputs)
-
-    def reference(*inputs):
-        with lm.disable_adapter():
-            return response_logits(lm, *inputs)
-
-    return reference
+    if config.lora_rank:  # as a decorator: the adapter is off while the function runs
+        return lm.disable_adapter()(lambda *inputs: response_logits(lm, *inputs))
+    frozen = copy.deepcopy(lm).requires_grad_(False).to(getattr(torch, config.dtype))
+    return lambda *inputs: response_logits(frozen, *inputs)
 
 
 def load_grpo_reward(config, tokenizer, lm):
@@ -357,70 +342,84 @@ class Rollout:
     attention_mask: torch.Tensor  # (B, P+T)
     response: torch.Tensor  # (B, T)
     mask: torch.Tensor  # (B, T) 1 up to and including the end token
-    logprobs: torch.Tensor  # (B, T) by the policy that sampled
-    ref_logprobs: torch.Tensor  # (B, T)
     rewards: torch.Tensor  # (B,)
     ended: torch.Tensor  # (B,) bool: has an end token
     advantages: torch.Tensor = None  # (B,)
+    logprobs: torch.Tensor = None  # (B, T) by the policy that sampled
+    ref_logprobs: torch.Tensor = None  # (B, T)
 
     def __getitem__(self, rows):
-        return Rollout(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-def all_logprobs(model, ids, attention_mask, response, config):
-    """response_logprobs of many rows, in pieces that fit into memory."""
-    logprobs = []
-    for rows in torch.arange(len(ids)).split(config.micro_batch_size):
-        logits = model(ids[rows], attention_mask[rows], response.shape[1])
-        logprobs.append(response_logprobs(logits, response[rows], config.temperature))
-    return torch.cat(logprobs)  # (B, T)
+        """These rows, without the columns in which none of them has a token."""
+        parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
+        empty = self.mask.shape[1] - int(parts["mask"].sum(dim=1).max())
+        return Rollout(**{name: x[:, :x.shape[1] - empty] if x.dim() == 2 else x
+                          for name, x in parts.items()})
 
 
 @torch.no_grad()
-def sample_groups(lm, reference, reward, tokenizer, data, rows, config, accelerator):
-    """G answers to each row's prompt, and their rewards. (Two groups may have the same text.)
-    Every process answers its share of the rows and gets everybody's Rollout."""
-    width = max(map(len, data[rows]["prompt_ids"]))
-    with accelerator.split_between_processes(rows) as mine, accelerator.autocast():
-        batch = data[[row for row in mine for _ in range(config.group_size)]]
+def answer(lm, reward, tokenizer, batch, temperature, config, accelerator, width=None):
+    """An answer to every row's prompt -> (the parts of a Rollout, the texts)."""
+    with accelerator.autocast():
         ids, prompt_mask, response = generate(
-            lm, tokenizer, batch["prompt_ids"], config.max_new_tokens, config.temperature, width)
+            lm, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature, width)
         ends = lm.generation_config.eos_token_id
         mask = response_mask(response, ends)
-        ended = torch.isin(response, torch.tensor(ends, device=ids.device)).any(dim=1)
         ids = torch.cat([ids, response], dim=1)
         attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
-        current = lambda *inputs: response_logits(lm, *inputs)
-        # `* mask`: what follows the end token is noise, and 0 times exp of a large noise is not 0.
-        logprobs = all_logprobs(current, ids, attention_mask, response, config) * mask
-        ref_logprobs = logprobs  # without a reference no KL from it is added or shown
-        if reference:
-            ref_logprobs = all_logprobs(reference, ids, attention_mask, response, config) * mask
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
-        rewards = reward(ids, attention_mask, texts, batch) - config.missing_eos_penalty * (~ended)
-    share = dict(ids=ids, attention_mask=attention_mask, response=response, mask=mask,
-                 logprobs=logprobs, ref_logprobs=ref_logprobs, rewards=rewards, ended=ended)
+        rewards = reward(ids, attention_mask, texts, batch)
+    ended = torch.isin(response, torch.tensor(ends, device=ids.device)).any(dim=1)
+    return dict(ids=ids, attention_mask=attention_mask, response=response, mask=mask,
+                rewards=rewards, ended=ended), texts
+
+
+def sample_groups(lm, reward, tokenizer, data, rows, config, accelerator):
+    """G answers to each row's prompt. Every process does its share of the rows and gets all."""
+    width = max(map(len, data[rows]["prompt_ids"]))
+    with accelerator.split_between_processes(rows) as mine:
+        batch = data[[row for row in mine for _ in range(config.group_size)]]
+        share = answer(lm, reward, tokenizer, batch, config.temperature, config, accelerator,
+                       width)[0]
+    share["rewards"] -= config.missing_eos_penalty * (~share["ended"])
     return Rollout(**accelerator.gather(accelerator.pad_across_processes(share, dim=1)))
+
+
+@torch.no_grad()
+def all_logprobs(model, rollout, config, accelerator):
+    """The log-probabilities (B, T) of a whole rollout. Every process does its share of the rows."""
+    logprobs = torch.zeros_like(rollout.mask)
+    everything = rollout.mask.sum(dim=1).argsort()  # pieces of about one length
+    for rows, weight in my_pieces(everything, config.micro_batch_size, accelerator):
+        part = rollout[rows]
+        with accelerator.autocast():
+            logits = model(part.ids, part.attention_mask, part.response.shape[1])
+        part_logprobs = response_logprobs(logits, part.response, config.temperature)
+        # `* mask`: what follows the end token is noise, and 0 times exp of a large noise is not 0.
+        logprobs[rows, :part.mask.shape[1]] = part_logprobs * part.mask * weight
+    return accelerator.reduce(logprobs)
 
 
 def grpo_loss(policy, batch, counts, config):
     """The loss of some rows and its parts, each divided by what the whole minibatch has of it."""
     logits = response_logits(policy, batch.ids, batch.attention_mask, batch.response.shape[1])
     logprobs = response_logprobs(logits, batch.response, config.temperature) * batch.mask
-    token_loss = grpo_token_loss(logprobs, batch.logprobs, batch.ref_logprobs, batch.advantages,
+    # Who learns once from a sample is still the policy that sampled: its ratio is 1, with a slope.
+    old_logprobs = logprobs.detach() if batch.logprobs is None else batch.logprobs
+    ref_logprobs = old_logprobs if batch.ref_logprobs is None else batch.ref_logprobs
+    token_loss = grpo_token_loss(logprobs, old_logprobs, ref_logprobs, batch.advantages,
                                  config.kl_coef, config.clip_low, config.clip_high)
     loss = aggregate_loss(token_loss, batch.mask, config.average, config.max_new_tokens,
                           counts[config.average])
     with torch.no_grad():
-        ratio, up = torch.exp(logprobs - batch.logprobs), batch.advantages.unsqueeze(1) > 0
-        clipped = torch.where(up, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
-        from_old, to_ref = logprobs - batch.logprobs, batch.ref_logprobs - logprobs
-        parts = {"clip/fraction": clipped & (batch.advantages.unsqueeze(1) != 0),
-                 "kl/approx": torch.expm1(from_old) - from_old,  # k3, as in the loss
-                 "kl/ref": torch.expm1(to_ref) - to_ref}
+        up, ratio = batch.advantages.unsqueeze(1), torch.exp(logprobs - old_logprobs)
+        clipped = torch.where(up > 0, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
+        from_old, to_ref = logprobs - old_logprobs, ref_logprobs - logprobs
+        parts = {"clip/fraction": clipped & (up != 0), "entropy/avg": -logprobs,  # unbiased
+                 "kl/approx": torch.expm1(from_old) - from_old}  # k3, as in the loss
+        if batch.ref_logprobs is not None:
+            parts["kl/ref"] = torch.expm1(to_ref) - to_ref
         parts = {name: (x * batch.mask).sum() / counts["token"] for name, x in parts.items()}
-        entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, counts["token"])
-    return loss, {"loss/grpo": loss.detach(), "entropy/avg": entropy, **parts}
+    return loss, {"loss/grpo": loss.detach(), **parts}
 
 
 def my_pieces(rows, size, accelerator):
@@ -435,43 +434,38 @@ def my_pieces(rows, size, accelerator):
 
 def grpo_update(policy, optimizer, rollout, config, accelerator):
     """Several epochs of minibatches on the kept groups -> stats, averaged over the minibatches."""
-    history, names = [], ["loss/grpo", "entropy/avg", "clip/fraction", "kl/approx", "kl/ref"]
+    minibatches, stats = config.num_samples // config.batch_size, defaultdict(float)
     policy.train()  # there is no dropout: only gradient checkpointing asks for it
     for _ in range(config.ppo_epochs):
         order = broadcast(torch.randperm(len(rollout.ids)).to(accelerator.device))
-        for rows in order.tensor_split(config.num_samples // config.batch_size):  # may be empty
+        for rows in order.tensor_split(minibatches):  # may be empty: few groups were kept
+            lengths, n = rollout.mask[rows].sum(dim=1), max(len(rows), 1)
             # All pieces, on all processes, are divided by the whole minibatch's counts.
-            counts = {"sequence": max(len(rows), 1), "token": rollout.mask[rows].sum().clamp(min=1)}
-            counts["constant"] = counts["sequence"] * config.max_new_tokens
-            sums = dict.fromkeys(names, torch.zeros((), device=accelerator.device))
+            counts = {"sequence": n, "token": lengths.sum().clamp(min=1),
+                      "constant": n * config.max_new_tokens}
+            rows = rows[lengths.argsort()]
             for piece, weight in my_pieces(rows, config.micro_batch_size, accelerator):
                 loss, parts = grpo_loss(policy, rollout[piece], counts, config)
                 # The gradient will be a mean over processes: times their number, a sum.
                 accelerator.backward(loss * weight * accelerator.num_processes)
-                sums = {name: sums[name] + weight * parts[name] for name in names}
+                for name, part in parts.items():
+                    stats[name] += weight * part
             norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)  # tames odd batches
+            stats["grad_norm"] += norm / accelerator.num_processes
             optimizer.step()
             optimizer.zero_grad()
-            sums = accelerator.reduce(sums) | {"grad_norm": norm}
-            history.append({name: total.item() for name, total in sums.items()})
     policy.eval()
-    shown = [name for name in history[0] if config.kl_coef or name != "kl/ref"]
-    return {name: sum(stats[name] for stats in history) / len(history) for name in shown}
+    stats = accelerator.reduce(dict(stats))
+    return {name: x.item() / (config.ppo_epochs * minibatches) for name, x in stats.items()}
 
 
-@torch.no_grad()
 def evaluate(lm, reward, tokenizer, data, config, accelerator):
     """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
     batch, n, results = data[:300], 2 * config.pass_k, []
     torch.manual_seed(config.seed)
     for temperature in [0.0] + [config.temperature] * n:  # one at a time: n at once need memory
-        with accelerator.autocast():
-            ids, prompt_mask, response = generate(
-                lm, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature)
-        mask = response_mask(response, lm.generation_config.eos_token_id).long()
-        texts = tokenizer.batch_decode(response, skip_special_tokens=True)
-        results.append(reward(torch.cat([ids, response], dim=1),
-                              torch.cat([prompt_mask, mask], dim=1), texts, batch))
+        parts, texts = answer(lm, reward, tokenizer, batch, temperature, config, accelerator)
+        results.append(parts["rewards"])
     greedy, sampled = results[0].mean().item(), torch.stack(results[1:]).mean().item()
     if config.reward != "sum":
         return {"reward/greedy": greedy, "reward/sampled": sampled}, texts
@@ -497,10 +491,11 @@ def main():
     lm, tokenizer = load_causal_lm(config)
     lm.to(accelerator.device)
     data, held_out = load_grpo_prompts(config, tokenizer)
+    current = lambda *inputs: response_logits(lm, *inputs)
     reference = make_reference(lm, config) if config.kl_coef else None
     reward = load_grpo_reward(config, tokenizer, lm)
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=config.learning_rate, weight_decay=0.0)
-    schedule = get_linear_schedule_with_warmup(optimizer, 0, config.steps)
+    optimizer = torch.optim.Adam(lm.parameters(), lr=config.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.steps)
     learner, optimizer, schedule = accelerator.prepare(lm, optimizer, schedule)  # DDP
     before, texts_before = evaluate(lm, reward, tokenizer, held_out, config, accelerator)
     run = Run(config, accelerator)
@@ -508,22 +503,27 @@ def main():
         # 1. Rollout: G answers to each prompt, and their rewards.
         dice = random.Random(f"{config.seed} {step}")
         rows = dice.choices(range(len(data)), k=config.num_samples // config.group_size)
-        rollout = sample_groups(lm, reference, reward, tokenizer, data, rows, config, accelerator)
+        rollout = sample_groups(lm, reward, tokenizer, data, rows, config, accelerator)
 
         # 2. Advantages: how an answer compares with its group.
         rollout.advantages = group_advantages(rollout.rewards, config.group_size, config.scale)
 
         # 3. Groups without spread have advantage 0: nothing but the KL term would act on them.
         useful = informative_groups(rollout.rewards, config.group_size)
-        kept = rollout
-        if config.drop_uninformative and 0 < useful.sum() < len(useful):
-            kept = rollout[useful.repeat_interleave(config.group_size)]
+        drop = config.drop_uninformative and useful.any()
+        kept = rollout[useful.repeat_interleave(config.group_size)] if drop else rollout
 
-        # 4. Learning: several epochs of the clipped loss.
+        # 4. The log-probabilities of what is kept, by the policy that sampled and the reference.
+        if config.ppo_epochs > 1 or config.batch_size < config.num_samples:
+            kept.logprobs = all_logprobs(current, kept, config, accelerator)
+        if reference:
+            kept.ref_logprobs = all_logprobs(reference, kept, config, accelerator)
+
+        # 5. Learning: several epochs of the clipped loss.
         learned = grpo_update(learner, optimizer, kept, config, accelerator)
         schedule.step()
 
-        # 5. What happened.
+        # 6. What happened.
         means = {"reward/avg": rollout.rewards, "advantage/mean": rollout.advantages,
                  "reward/std": rollout.rewards.view(-1, config.group_size).std(dim=1),
                  "group/zero_std": ~useful, "response/truncated": ~rollout.ended,
@@ -540,11 +540,9 @@ def main():
         (held_out[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
         for i in range(0, len(texts_before), len(texts_before) // 6 or 1)])
     if config.reward == "sum":
-        gap = before["accuracy/pass@k"] - before["accuracy/sampled"]
-        way = (after["accuracy/sampled"] - before["accuracy/sampled"]) / max(gap, 1e-9)
-        print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time: {way:.0%} of "
-              f"the way to the first model's pass@{config.pass_k}. GRPO mostly makes reliable what "
-              "a model can do in one of several tries.")
+        print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time; one of "
+              f"{config.pass_k} was {before['accuracy/pass@k']:.0%} of the time before. GRPO "
+              "mostly makes reliable what a model can do in one of several tries.")
     print("Next: python lesson4_grpo.py --reward sentiment --run_name grpo_words")
 
 
@@ -838,9 +836,8 @@ class Run:
                 for old in self.checkpoints()[:-2]:
                     shutil.rmtree(old)
         if interrupted:
-            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
-                     f"{again}" if self.is_main else 1)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on, type the "
+                     "same command with --resume." if self.is_main else 1)
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
