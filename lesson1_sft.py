@@ -32,6 +32,7 @@ import math
 import os
 import random
 import runpy
+import shlex
 import shutil
 import signal
 import sys
@@ -266,15 +267,15 @@ def pack_text(text, tokenizer, length=64):
     return [{"input_ids": row, "labels": row, "num_labels": length - 1} for row in rows]
 
 
-def bucketed_batches(lengths, batch_size, bucket, seed):
-    """Shuffled row numbers in batches. Within `bucket` batches the rows are sorted by length, so
-    that a batch has little padding; but then short and long tasks no longer share batches."""
+def bucketed_batches(rows, batch_size, bucket, seed):
+    """Shuffled rows in batches. Within `bucket` batches the rows are sorted by length, so that a
+    batch has little padding; but then short and long tasks no longer share batches."""
     rng = random.Random(seed)
-    order = rng.sample(range(len(lengths)), len(lengths))
-    batches = []
+    order, batches = rng.sample(rows, len(rows)), []
     for start in range(0, len(order), bucket * batch_size):
-        rows = sorted(order[start:start + bucket * batch_size], key=lambda i: lengths[i])
-        batches += [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
+        part = order[start:start + bucket * batch_size]
+        part.sort(key=lambda row: len(row["input_ids"]))
+        batches += [part[i:i + batch_size] for i in range(0, len(part), batch_size)]
     rng.shuffle(batches)
     return batches
 
@@ -390,14 +391,13 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
     learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     per_epoch, batches = math.ceil(len(data) / config.batch_size), []
-    lengths = [len(row["input_ids"]) for row in data]
     for step in run.steps(config.steps):
         # 1. The batch. Every epoch has an order of its own.
         epoch, place = divmod(step - 1, per_epoch)
         if place == 0 or not batches:
             seed = f"{config.seed} {epoch}"
-            batches = bucketed_batches(lengths, config.batch_size, config.bucket, seed)
-        batch = [data[i] for i in batches[place]]
+            batches = bucketed_batches(data, config.batch_size, config.bucket, seed)
+        batch = batches[place]
 
         # 2. The gradient, in pieces that fit. Each is divided by the count of the whole batch.
         learner.train()  # there is no dropout: only gradient checkpointing asks for it
@@ -621,6 +621,8 @@ def from_pretrained(kind, name, config, **options):
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
         settings = AutoConfig.from_pretrained(base).to_dict()
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+        if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
+            options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
         model = kind.from_pretrained(base, dtype=config.dtype if config.lora_rank else "float32",
                                      attn_implementation=config.attn_implementation, **options)
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -635,14 +637,12 @@ def from_pretrained(kind, name, config, **options):
             model.requires_grad_(True)
     if "MaskedLM" in str(model.config.architectures):
         die(f"{name} fills gaps and sees what comes after them: it cannot write")
-    # Labels end with the tokenizer's end token, so generation has to stop there. It may know more.
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokenizer.eos_token is None and ends:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-    if tokenizer.eos_token is None:
+    if tokenizer.eos_token is None and not ends:
         die(f"the model {str(name)!r} has no end token: its answers would never stop")
-    if tokenizer.eos_token_id not in ends:
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(ends[0])
+    if tokenizer.eos_token_id not in ends:  # labels end with it, so generation has to stop there
         print(f"{name}: an answer ends with {tokenizer.eos_token!r}, as the tokenizer says.")
         ends = [tokenizer.eos_token_id, *ends]
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -685,7 +685,7 @@ def start(config):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     logging.disable(getattr(logging, config.log_level.upper()) - 1)
     warnings.simplefilter("ignore", FutureWarning)
-    warnings.filterwarnings("ignore", message=".*log_with")  # what is missing is said below
+    warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
@@ -700,8 +700,6 @@ def start(config):
             log_with=tracker, project_dir=run_folder(config).parent)
         if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
             raise ValueError("the processes do not find each other: try --device cpu")
-        if tracker and not accelerator.log_with:
-            raise ImportError(f"--report_to {tracker} needs the package {tracker}")
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")
     return accelerator
@@ -782,8 +780,9 @@ class Run:
                 for old in self.checkpoints()[:-2]:
                     shutil.rmtree(old)
         if interrupted:
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on, type the "
-                     "same command with --resume." if self.is_main else 1)
+            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                     f"{again}" if self.is_main else 1)
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""

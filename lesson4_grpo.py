@@ -24,7 +24,7 @@ It writes runs/grpo. Before the first update the loss is 0 and its gradient is n
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -36,6 +36,7 @@ import os
 import random
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -656,6 +657,8 @@ def from_pretrained(kind, name, config, **options):
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
         settings = AutoConfig.from_pretrained(base).to_dict()
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+        if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
+            options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
         model = kind.from_pretrained(base, dtype=config.dtype if config.lora_rank else "float32",
                                      attn_implementation=config.attn_implementation, **options)
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
@@ -670,14 +673,12 @@ def from_pretrained(kind, name, config, **options):
             model.requires_grad_(True)
     if "MaskedLM" in str(model.config.architectures):
         die(f"{name} fills gaps and sees what comes after them: it cannot write")
-    # Labels end with the tokenizer's end token, so generation has to stop there. It may know more.
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if tokenizer.eos_token is None and ends:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
-    if tokenizer.eos_token is None:
+    if tokenizer.eos_token is None and not ends:
         die(f"the model {str(name)!r} has no end token: its answers would never stop")
-    if tokenizer.eos_token_id not in ends:
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(ends[0])
+    if tokenizer.eos_token_id not in ends:  # labels end with it, so generation has to stop there
         print(f"{name}: an answer ends with {tokenizer.eos_token!r}, as the tokenizer says.")
         ends = [tokenizer.eos_token_id, *ends]
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -739,7 +740,7 @@ def start(config):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     logging.disable(getattr(logging, config.log_level.upper()) - 1)
     warnings.simplefilter("ignore", FutureWarning)
-    warnings.filterwarnings("ignore", message=".*log_with")  # what is missing is said below
+    warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
@@ -754,8 +755,6 @@ def start(config):
             log_with=tracker, project_dir=run_folder(config).parent)
         if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
             raise ValueError("the processes do not find each other: try --device cpu")
-        if tracker and not accelerator.log_with:
-            raise ImportError(f"--report_to {tracker} needs the package {tracker}")
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")
     return accelerator
@@ -836,8 +835,9 @@ class Run:
                 for old in self.checkpoints()[:-2]:
                     shutil.rmtree(old)
         if interrupted:
-            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on, type the "
-                     "same command with --resume." if self.is_main else 1)
+            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
+            sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
+                     f"{again}" if self.is_main else 1)
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""

@@ -425,6 +425,17 @@ def test_nothing_but_padding_follows_an_end_token(lesson3, qwen3):
     assert {0, 1} <= firsts
 
 
+def test_gpt2s_activation_is_the_same_function_in_one_kernel(lesson3, gpt2):
+    model, tokenizer = load(lesson3, gpt2)
+    original = AutoModelForCausalLM.from_pretrained(gpt2, dtype=torch.float32).eval()
+    original.resize_token_embeddings(model.get_input_embeddings().num_embeddings)
+    assert original.config.activation_function == "gelu_new"
+    assert model.config.activation_function == "gelu_pytorch_tanh"
+    ids = torch.tensor(PROMPTS[:1])
+    with torch.no_grad():
+        close(model(ids).logits[..., :300], original(ids).logits[..., :300], 1e-4)
+
+
 # ---- Log-probabilities: the policy that sampled is the policy that is scored --------------------
 
 
@@ -440,8 +451,12 @@ def make_rollout(lesson, model, tokenizer, config, reference=None, score=constan
     if hasattr(lesson, "sample_groups"):
         data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
         rollout = lesson.sample_groups(
-            model, reference, score, tokenizer, data, [0, 1, 2], config, accelerator)
+            model, score, tokenizer, data, [0, 1, 2], config, accelerator)
         rollout.advantages = torch.randn(rollout.rewards.shape)
+        current = lambda *inputs: lesson.response_logits(model, *inputs)
+        rollout.logprobs = lesson.all_logprobs(current, rollout, config, accelerator)
+        if reference:
+            rollout.ref_logprobs = lesson.all_logprobs(reference, rollout, config, accelerator)
         return model, rollout
     policy = lesson.CausalLMWithValueHead(model)
     rollout = lesson.sample_responses(
@@ -545,11 +560,10 @@ def test_half_precision_ends_at_the_logits(lesson1, lesson3, lesson4, dtype):
     response = torch.randint(320, (2, 5), generator=generator)
     mask = torch.tensor([[1., 1., 1., 1., 1.], [1., 1., 0., 0., 0.]])
     labels = torch.randint(320, (2, 6), generator=generator)
-    functions = [lambda x: lesson1.sft_loss(x, labels)]
-    for lesson in lesson3, lesson4:
-        functions += [lambda x, lesson=lesson: lesson.response_logprobs(x, response, 0.7),
-                      lambda x, lesson=lesson: lesson.masked_entropy(x[:, :-1], mask)]
-    for function in functions:
+    for function in (lambda x: lesson1.sft_loss(x, labels),
+                     lambda x: lesson3.response_logprobs(x, response, 0.7),
+                     lambda x: lesson4.response_logprobs(x, response, 0.7),
+                     lambda x: lesson3.masked_entropy(x[:, :-1], mask)):
         assert function(logits).dtype == torch.float32
         assert function(logits.double()).dtype == torch.float64
         close(function(logits), function(logits.double()), 1e-5)
@@ -565,7 +579,7 @@ def test_gradients_in_double_precision_are_those_of_finite_differences(lesson1, 
     for lesson in lesson3, lesson4:
         assert torch.autograd.gradcheck(
             lambda x: lesson.response_logprobs(x, response, 0.7), logits)
-        assert torch.autograd.gradcheck(lambda x: lesson.masked_entropy(x[:, :-1], mask), logits)
+    assert torch.autograd.gradcheck(lambda x: lesson3.masked_entropy(x[:, :-1], mask), logits)
 
 
 # ---- Less memory: checkpoints of activations, bfloat16, adapters --------------------------------
@@ -888,8 +902,10 @@ def test_sft_examples_mask_the_prompt_and_train_the_end_token(lesson1, hub_model
 def test_packed_text_counts_the_labels_that_the_loss_counts(lesson1, gpt2):
     tokenizer = load(lesson1, gpt2)[1]
     rows = lesson1.pack_text("the story was lovely " * 20, tokenizer, 16)
-    assert len(rows) > 1 and {len(ids) for ids in rows["input_ids"]} == {16}
-    assert set(rows["num_labels"]) == {15} and rows["labels"] == rows["input_ids"]
+    assert len(rows) > 1
+    for row in rows:
+        assert len(row["input_ids"]) == 16 and row["num_labels"] == 15
+        assert row["labels"] == row["input_ids"]
 
 
 def test_prompts_that_are_too_long_are_left_out(lesson1, gpt2, capsys):
@@ -919,12 +935,19 @@ def test_a_prompt_may_have_an_input(lesson1, gpt2, monkeypatch):
 
 
 def test_every_row_is_in_one_batch_of_an_epoch(lesson1):
-    lengths = [random.Random(0).randrange(50) for _ in range(103)]
+    rng = random.Random(0)
+    rows = [{"number": i, "input_ids": [0] * rng.randrange(50)} for i in range(103)]
     for bucket in 1, 4:
-        batches = lesson1.bucketed_batches(lengths, 8, bucket, "0 0")
-        assert sorted(sum(batches, [])) == list(range(103))
+        batches = lesson1.bucketed_batches(rows, 8, bucket, "0 0")
+        assert sorted(row["number"] for batch in batches for row in batch) == list(range(103))
         assert sorted(map(len, batches)) == [7] + [8] * 12
-        assert batches != lesson1.bucketed_batches(lengths, 8, bucket, "0 1")
+        assert batches != lesson1.bucketed_batches(rows, 8, bucket, "0 1")
+        lengths = [[len(row["input_ids"]) for row in batch] for batch in batches]
+        assert all(batch == sorted(batch) for batch in lengths)  # a piece has rows of about a size
+    padding = [sum(8 * max(batch) - sum(batch) for batch in (
+        [len(row["input_ids"]) for row in batch]
+        for batch in lesson1.bucketed_batches(rows, 8, bucket, "0 0"))) for bucket in (1, 8)]
+    assert padding[1] < padding[0] / 2
 
 
 def test_the_steps_of_a_run(lesson1, accelerator, tmp_path, keep_ctrl_c):
@@ -1111,7 +1134,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out(lesson2, hub_model, capsys):
                                "rejected": ["xyzzy2", "2", "no"]})
     config = lesson2.Config(device="cpu", max_prompt_length=200, max_new_tokens=5)
     rows = lesson2.tokenize_pairs(pairs, tokenizer, config)
-    assert rows["instruction"] == ["B?"] and "2 of 3" in capsys.readouterr().out
+    assert [row["instruction"] for row in rows] == ["B?"] and "2 of 3" in capsys.readouterr().out
     prompt, end = tokenizer.encode(lesson2.format_prompt("B?")), tokenizer.eos_token_id
     assert rows[0]["chosen_ids"] == prompt + tokenizer.encode("1") + [end]
     assert rows[0]["rejected_ids"] == prompt + tokenizer.encode("2") + [end]
@@ -1437,7 +1460,7 @@ def test_a_group_is_a_row_even_when_prompts_are_equal(lesson4, gpt2):
         return torch.tensor([0., 1., 0., 8., 5., 15., 3., 3.])
 
     rollout = lesson4.sample_groups(
-        model, None, reward, tokenizer, data, [0, 1, 2, 0], config, Accelerator(cpu=True))
+        model, reward, tokenizer, data, [0, 1, 2, 0], config, Accelerator(cpu=True))
     advantages = lesson4.group_advantages(rollout.rewards, 2, "none")
     assert advantages.tolist() == [-.5, .5, -4., 4., -5., 5., 0., 0.]
     instructions, prompts, expected = asked[0]
@@ -1511,15 +1534,47 @@ def test_grpo_step_without_any_spread_stays_finite(grpo_step):
 def test_without_a_kl_coefficient_no_reference_is_kept(lesson4, grpo_step, monkeypatch, kl_coef):
     copies = record(monkeypatch, lesson4.copy, "deepcopy")
     references = record(monkeypatch, lesson4, "make_reference")
-    rollouts = record(monkeypatch, lesson4, "sample_groups")
+    passes = record(monkeypatch, lesson4, "all_logprobs")
     grpo_step(SPREAD, kl_coef=kl_coef)
     models = [result for _, result in copies if isinstance(result, torch.nn.Module)]
-    reference = rollouts[0][0][1]
+    asked = [arguments[0] for arguments, _ in passes]
     if kl_coef == 0:
-        assert models == references == [] and reference is None
+        assert models == references == [] and len(asked) == 1  # the policy that sampled
     else:
-        assert len(models) == 1 and reference is references[0][1]
+        assert len(models) == 1 and len(asked) == 2 and asked[1] is references[0][1]
         assert not any(weight.requires_grad for weight in models[0].parameters())
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_who_learns_once_from_a_sample_needs_no_pass_for_the_old_logprobs(
+        lesson4, grpo_step, monkeypatch, kl_coef):
+    """One epoch of one minibatch in three pieces: the same step as with the old log-probabilities
+    of a pass of their own. With a second minibatch that pass is made."""
+    passes = record(monkeypatch, lesson4, "all_logprobs")
+    flags = dict(ppo_epochs=1, batch_size=12, kl_coef=kl_coef)
+    model, stats, rollout = grpo_step(SPREAD, **flags)
+    assert rollout.logprobs is None and len(passes) == (kl_coef > 0)
+    update = lesson4.grpo_update
+
+    def with_old_logprobs(policy, optimizer, rollout, config, accelerator):
+        current = lambda *inputs: lesson4.response_logits(policy, *inputs)
+        rollout.logprobs = lesson4.all_logprobs(current, rollout, config, accelerator)
+        return update(policy, optimizer, rollout, config, accelerator)
+
+    monkeypatch.setattr(lesson4, "grpo_update", with_old_logprobs)
+    same_model, same_stats, _ = grpo_step(SPREAD, **flags)
+    assert stats == pytest.approx(same_stats, rel=1e-3, abs=1e-6)
+    close(weights(model), weights(same_model), 1e-4)
+    monkeypatch.setattr(lesson4, "grpo_update", update)
+    passes.clear()
+    rollout = grpo_step(SPREAD, **flags | {"batch_size": 6})[2]
+    assert rollout.logprobs.shape == rollout.mask.shape and len(passes) == 1 + (kl_coef > 0)
+
+
+def test_grpos_entropy_is_the_mean_surprise_of_the_sampled_tokens(grpo_step):
+    _, stats, rollout = grpo_step(SPREAD, ppo_epochs=2, batch_size=12, learning_rate=0.0)
+    surprise = -(rollout.logprobs * rollout.mask).sum() / rollout.mask.sum()
+    assert stats["entropy/avg"] == pytest.approx(surprise.item(), rel=1e-4) and surprise > 1
 
 
 def test_without_a_reference_no_kl_from_it_is_reported(grpo_step):
