@@ -18,7 +18,7 @@ V_t, from the value head, guesses the rewards still to come, V_old when it sampl
 
 How to run it
     python lesson3_ppo.py                          offline; makes lessons 1 and 2 where missing
-    python lesson3_ppo.py --kl_coef 0 --run_name kl0
+    python lesson3_ppo.py --kl_coef 0 --steps 100 --run_name kl0
     python lesson3_ppo.py --reward sentiment       count good words instead of asking a model
     python lesson3_ppo.py --lora_rank 8            adapters; the reference is no copy (needs peft)
     python lesson1_sft.py --model runs/ppo --chat  talk to the result
@@ -504,7 +504,7 @@ def main():
     def look():
         """Fresh responses to fixed prompts: means and texts."""
         torch.manual_seed(accelerator.process_index)
-        rows = [i % len(data) for i in range(4 * config.num_samples)]
+        rows = [i % len(data) for i in range(config.num_samples * (1 if config.data else 4))]
         rollout = roll_out(data[rows]["prompt_ids"])
         response = rollout.response.where(rollout.mask > 0, tokenizer.pad_token_id)
         return describe(rollout, config), tokenizer.batch_decode(response, skip_special_tokens=True)
@@ -544,7 +544,7 @@ def main():
     run.close("reward/avg", before, after, [
         (data[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
         for i in range(min(5, len(data)))])
-    print("Next: python lesson3_ppo.py --kl_coef 0 --run_name kl0 (reward hacking), "
+    print("Next: python lesson3_ppo.py --kl_coef 0 --steps 100 --run_name kl0 (reward hacking), "
           "or python lesson4_grpo.py")
 
 

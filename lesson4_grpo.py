@@ -24,7 +24,7 @@ It writes runs/grpo. Before the first update the loss is 0 and its gradient is n
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -462,7 +462,8 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
 
 def evaluate(lm, reward, tokenizer, data, config, accelerator):
     """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
-    batch, n, results = data[:300], 2 * config.pass_k, []
+    n = 2 * config.pass_k if config.reward == "sum" or not config.data else 1
+    batch, results = data[:300 if n > 1 else config.num_samples], []
     torch.manual_seed(config.seed)
     for temperature in [0.0] + [config.temperature] * n:  # one at a time: n at once need memory
         parts, texts = answer(lm, reward, tokenizer, batch, temperature, config, accelerator)

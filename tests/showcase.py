@@ -167,8 +167,8 @@ def lesson3(runs_dir, seed):
     seconds, out = run("lesson3_ppo.py", runs_dir=runs_dir, seed=seed)
     before, after = table_row(out, "gold/avg")
     score = smooth(Path(runs_dir, "ppo"), "reward/avg")[-1]
-    _, out = run("lesson3_ppo.py", "--kl_coef", "0", "--run_name", "kl0", runs_dir=runs_dir,
-                 seed=seed)
+    _, out = run("lesson3_ppo.py", "--kl_coef", "0", "--steps", "100", "--run_name", "kl0",
+                 runs_dir=runs_dir, seed=seed)
     hacked_score = smooth(Path(runs_dir, "kl0"), "reward/avg")[-1]
     gold = smooth(Path(runs_dir, "kl0"), "gold/avg")
     return seconds, [
