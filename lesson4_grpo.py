@@ -82,7 +82,7 @@ class Config:
     group_size: int = flag(8, "responses to the same prompt, G", "--num_generations")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from", "--num_iterations")
     batch_size: Optional[int] = flag(None, "samples an optimiser step (512 for sums, else 32)")
-    micro_batch_size: int = flag(128, "samples a training pass: lower it when memory runs out")
+    micro_batch_size: Optional[int] = flag(None, "samples a training pass (128 for sums, else 16)")
     learning_rate: Optional[float] = flag(None, "4e-4 (sums), 1e-4; --model: 1e-6; LoRA: tenfold",
                                           "--lr")
     kl_coef: Optional[float] = flag(None, "of the KL term (0.01 for sums, else 0.4; at 0 there is "
@@ -114,11 +114,12 @@ class Config:
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
-        names = "steps num_samples batch_size max_new_tokens missing_eos_penalty kl_coef".split()
-        of_sums, of_others = (90, 512, 512, 4, 0.0, 0.01), (100, 64, 32, 40, 1.0, 0.4)
-        for name, value in zip(names, of_sums if self.reward == "sum" else of_others):
+        defaults = dict(  # of sums, of other rewards
+            steps=(90, 100), num_samples=(512, 64), batch_size=(512, 32), kl_coef=(0.01, 0.4),
+            micro_batch_size=(128, 16), max_new_tokens=(4, 40), missing_eos_penalty=(0.0, 1.0))
+        for name, values in defaults.items():
             if getattr(self, name) is None:
-                setattr(self, name, value)
+                setattr(self, name, values[self.reward != "sum"])
         if self.learning_rate is None:
             rate = 1e-6 if self.model else 4e-4 if self.reward == "sum" else 1e-4
             self.learning_rate = rate * (10 if self.lora_rank else 1)
@@ -379,8 +380,7 @@ def sample_groups(lm, reward, tokenizer, data, rows, config, accelerator):
     width = max(map(len, data[rows]["prompt_ids"]))
     with accelerator.split_between_processes(rows) as mine:
         batch = data[[row for row in mine for _ in range(config.group_size)]]
-        share = answer(lm, reward, tokenizer, batch, config.temperature, config, accelerator,
-                       width)[0]
+    share, _ = answer(lm, reward, tokenizer, batch, config.temperature, config, accelerator, width)
     share["rewards"] -= config.missing_eos_penalty * (~share["ended"])
     return Rollout(**accelerator.gather(accelerator.pad_across_processes(share, dim=1)))
 
