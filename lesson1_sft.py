@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 531. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 532. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -357,8 +357,9 @@ def batch_loss(model, examples, count, tokenizer, accelerator):
     prompt = min(len(row["input_ids"]) - row["num_labels"] for row in examples)
     labels = batch["labels"][:, prompt - 1:]
     with accelerator.autocast():
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"],
-                       logits_to_keep=labels.shape[1], use_cache=False).logits
+        # The padding needs no mask: it is on the right, and nobody looks to the right.
+        logits = model(
+            batch["input_ids"], logits_to_keep=labels.shape[1], use_cache=False).logits
     return sft_loss(logits, labels, count)
 
 

@@ -20,7 +20,7 @@ How to run it
 It writes runs/reward; lesson 3 uses it.
 
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 428. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 429. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -75,7 +75,7 @@ class Config:
     num_pairs: int = flag(6000, "pairs to learn from, at most")
     num_held_out: int = flag(4000, "pairs to measure on, at most")
     batch_size: int = flag(64, "pairs an optimiser step, over all processes")
-    micro_batch_size: int = flag(32, "pairs a forward pass: lower it when memory runs out")
+    micro_batch_size: int = flag(16, "pairs a forward pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "5e-4; 1e-5 with --model; LoRA: tenfold", "--lr")
     warmup_steps: int = flag(10, "steps over which the learning rate rises to its peak")
     weight_decay: float = flag(0.01, "of AdamW")
@@ -251,8 +251,8 @@ class RewardModel(torch.nn.Module):
     def forward(self, input_ids, attention_mask):
         """(B, T) -> scores (B,)"""
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        states = model.base_model(
-            input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        # The padding needs no mask there: it is on the right, and nobody looks to the right.
+        states = model.base_model(input_ids, use_cache=False).last_hidden_state
         return pool_scores(model.score(states).squeeze(-1).float(), attention_mask)
 
 
@@ -381,7 +381,8 @@ def main():
         epoch, place = divmod(step - 1, per_epoch)
         order = random.Random(f"{config.seed} {epoch}").sample(range(len(data)), len(data))
         rows = order[place * config.batch_size:(place + 1) * config.batch_size]
-        batch = sorted((data[i] for i in rows), key=lambda row: len(row["chosen_ids"]))
+        batch = [data[i] for i in rows]
+        batch.sort(key=lambda row: max(len(row["chosen_ids"]), len(row["rejected_ids"])))
 
         # 2. The gradient, in pieces that fit. Each is divided by the size of the whole batch.
         learner.train()

@@ -413,7 +413,8 @@ def ppo_loss(policy, batch, kl_coef, count, config):
         logprobs, batch.logprobs, batch.advantages, batch.mask, config.clip_range, count)
     value_loss = ppo_value_loss(
         values, batch.values, batch.returns, batch.mask, config.clip_range, count)
-    with torch.set_grad_enabled(config.entropy_coef > 0):  # what is only logged needs no graph
+    entropy = -(logprobs.detach() * batch.mask).sum() / count  # an unbiased estimate, for the log
+    if config.entropy_coef:
         entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, count)
     # k3 and not k1, because k1's gradient is zero on average: as a loss it would do nothing.
     old_kl = (kl_penalty(batch.logprobs, logprobs, "k3") * batch.mask).sum() / count
@@ -434,8 +435,7 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
         for rows in order.split(config.batch_size):
             # All pieces, on all processes, are divided by the tokens of the whole minibatch.
             lengths = rollout.mask[rows].sum(dim=1)
-            rows, count = rows[lengths.argsort()], lengths.sum()
-            sums = defaultdict(float)
+            rows, count, sums = rows[lengths.argsort()], lengths.sum(), defaultdict(float)
             for piece in rows.split(config.micro_batch_size * processes):
                 mine = rollout[piece[accelerator.process_index::processes]]
                 loss, parts = ppo_loss(policy, mine, kl_coef, count, config)
