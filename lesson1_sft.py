@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 532. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 533. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -44,7 +44,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
 
-import datasets
 import torch
 import torch.nn.functional as F
 import transformers
@@ -211,22 +210,22 @@ def translations(held_out):
 
 
 def tiny_world(size, seed, held_out=False):
-    """A Dataset in Alpaca's columns: 30% reviews, 55% sums, 15% translations. Whoever did the sums
+    """Rows with Alpaca's columns: 30% reviews, 55% sums, 15% translations. Whoever did the sums
     slipped in 15% of them, by 1, 2 or 10: lesson 4 will have something to put right."""
     rng = random.Random(f"{seed} {held_out}")
     the_sums, the_translations, rows = sums(held_out), translations(held_out), []
     for family in rng.choices(["review", "sum", "translation"], [30, 55, 15], k=size):
         if family == "review":
             kind = rng.choice(KINDS)
-            rows.append((review_instruction(kind), "", write_review(kind, rng)))
+            row = review_instruction(kind), "", write_review(kind, rng)
         elif family == "sum":
             a, b = rng.choice(the_sums)
             slip = rng.choice([1, 2, 10]) if rng.random() < 0.15 else 0
-            rows.append((f"What is {a} + {b}?", "", str(a + b + slip)))
+            row = f"What is {a} + {b}?", "", str(a + b + slip)
         else:
-            rows.append(("Translate into Chinese:", *rng.choice(the_translations)))
-    columns = dict(zip(("instruction", "input", "output"), zip(*rows)))
-    return datasets.Dataset.from_dict(columns)
+            row = "Translate into Chinese:", *rng.choice(the_translations)
+        rows.append(dict(zip(("instruction", "input", "output"), row)))
+    return rows
 
 
 def raw_text(world):
@@ -241,8 +240,8 @@ def raw_text(world):
 
 
 def tokenize_examples(data, tokenizer, config):
-    """Dataset of texts -> [{input_ids, labels, num_labels (what the loss counts), ...}]."""
-    rows, data = [], data.to_list()
+    """Rows of texts -> rows of input_ids, labels, num_labels (what the loss counts) and more."""
+    rows = []
     prompts = [format_prompt(row["instruction"], row.get("input") or "") for row in data]
     prompts = tokenizer(prompts)["input_ids"]  # with a begin token where there is one (Llama)
     responses = tokenizer([row["output"] for row in data], add_special_tokens=False)["input_ids"]
@@ -470,7 +469,7 @@ def make_base(config):
     accelerator = start(config)
     world = tiny_world(config.num_examples, config.seed)
     text = raw_text(world)
-    prompts = map(format_prompt, world["instruction"], world["input"])
+    prompts = [format_prompt(row["instruction"], row["input"]) for row in world]
     model, tokenizer = make_tiny_model([text, *prompts])
     held_out = pack_text(raw_text(tiny_world(600, 0, held_out=True)), tokenizer)
     run = Run(config, accelerator)
@@ -480,13 +479,15 @@ def make_base(config):
 
 
 def load_examples(config):
-    """(training, held-out) Datasets."""
+    """(training, held-out) rows."""
     if not config.data:
         return tiny_world(config.num_examples, config.seed), tiny_world(600, 0, held_out=True)
     data = read_data(config.data, ["instruction", "output"], config.num_examples)
     if len(data) < 2:
         die(f"{config.data} needs at least two rows: some are held out")
-    return data.train_test_split(test_size=0.05, seed=0).values()
+    random.Random(0).shuffle(data)
+    held_out_size = math.ceil(len(data) / 20)
+    return data[held_out_size:], data[:held_out_size]
 
 
 def main():
@@ -598,15 +599,16 @@ def load_exercises():
 
 
 def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    """The rows of a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    import datasets  # only here: it takes its time, and the tiny world does without
+    datasets.disable_progress_bars()
     source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
     with blame(f"cannot read the data {name!r}"):
         data = datasets.load_dataset(**source, split="train")
-    data = data.select(range(min(size, len(data))))
-    for column in columns:
-        values = data[column] if column in data.column_names else [None]
-        for line, value in enumerate(values, start=1):
-            if not isinstance(value, str):
+    data = data.select(range(min(size, len(data)))).to_list()
+    for line, row in enumerate(data, start=1):
+        for column in columns:
+            if not isinstance(row.get(column), str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 
@@ -688,7 +690,6 @@ def start(config):
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     tracker = None if config.report_to == "none" else config.report_to

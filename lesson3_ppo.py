@@ -25,7 +25,7 @@ How to run it
 It writes runs/ppo. The bar shows the score, a response's KL from the reference, the gold reward.
 
 How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex3"
+Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex3"
 checks exercises/ex3_ppo.py, and "python lesson3_ppo.py --exercise" trains with it.
 """
 
@@ -50,7 +50,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
-import datasets
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
@@ -260,16 +259,15 @@ def format_prompt(instruction: str, input: str = "") -> str:
 
 
 def load_prompts(config, tokenizer):
-    """A Dataset with instruction and prompt_ids: the file's, or one for every kind of film."""
+    """Rows with instruction and prompt_ids: those of --data, or one for every kind of film."""
+    data = [{"instruction": f"Write a short review of the {kind} film."} for kind in KINDS]
     if config.data:
         data = read_data(config.data, ["instruction"], 10**6)
-    else:
-        data = datasets.Dataset.from_list(
-            [{"instruction": f"Write a short review of the {kind} film."} for kind in KINDS])
-    data = data.map(lambda row: {"prompt_ids": tokenizer.encode(
-        format_prompt(row["instruction"], row.get("input") or ""))})
-    data = data.filter(lambda row: len(row["prompt_ids"]) <= config.max_prompt_length)
-    return data if len(data) else die("every prompt is longer than --max_prompt_length: raise it")
+    for row in data:
+        row["prompt_ids"] = tokenizer.encode(
+            format_prompt(row["instruction"], row.get("input") or ""))
+    data = [row for row in data if len(row["prompt_ids"]) <= config.max_prompt_length]
+    return data or die("every prompt is longer than --max_prompt_length: raise it")
 
 
 # ---- Models -------------------------------------------------------------------------------------
@@ -413,7 +411,7 @@ def ppo_loss(policy, batch, kl_coef, count, config):
         logprobs, batch.logprobs, batch.advantages, batch.mask, config.clip_range, count)
     value_loss = ppo_value_loss(
         values, batch.values, batch.returns, batch.mask, config.clip_range, count)
-    entropy = -(logprobs.detach() * batch.mask).sum() / count  # an unbiased estimate, for the log
+    entropy = -(logprobs.detach() * batch.mask).sum() / count  # an estimate, for the log
     if config.entropy_coef:
         entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, count)
     # k3 and not k1, because k1's gradient is zero on average: as a loss it would do nothing.
@@ -498,14 +496,15 @@ def main():
     learner, optimizer = accelerator.prepare(policy, optimizer)  # the policy on all processes
     run = Run(config, accelerator)
 
-    def roll_out(prompts):
+    def roll_out(rows):
+        prompts = [data[row]["prompt_ids"] for row in rows]
         return sample_responses(policy, reference, score, tokenizer, prompts, config, accelerator)
 
     def look():
         """Fresh responses to fixed prompts: means and texts."""
         torch.manual_seed(accelerator.process_index)
         rows = [i % len(data) for i in range(config.num_samples * (1 if config.data else 4))]
-        rollout = roll_out(data[rows]["prompt_ids"])
+        rollout = roll_out(rows)
         response = rollout.response.where(rollout.mask > 0, tokenizer.pad_token_id)
         return describe(rollout, config), tokenizer.batch_decode(response, skip_special_tokens=True)
 
@@ -513,7 +512,7 @@ def main():
     for step in run.steps(config.steps):
         # 1. Rollout: the policy answers, the reward model scores, the reference is asked as well.
         dice = random.Random(f"{config.seed} {step}")
-        rollout = roll_out(data[dice.choices(range(len(data)), k=config.num_samples)]["prompt_ids"])
+        rollout = roll_out(dice.choices(range(len(data)), k=config.num_samples))
 
         # 2. The reward of every token.
         kl_coef = config.kl_coef
@@ -617,15 +616,16 @@ def load_exercises():
 
 
 def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    """The rows of a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    import datasets  # only here: it takes its time, and the tiny world does without
+    datasets.disable_progress_bars()
     source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
     with blame(f"cannot read the data {name!r}"):
         data = datasets.load_dataset(**source, split="train")
-    data = data.select(range(min(size, len(data))))
-    for column in columns:
-        values = data[column] if column in data.column_names else [None]
-        for line, value in enumerate(values, start=1):
-            if not isinstance(value, str):
+    data = data.select(range(min(size, len(data)))).to_list()
+    for line, row in enumerate(data, start=1):
+        for column in columns:
+            if not isinstance(row.get(column), str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 
@@ -743,7 +743,6 @@ def start(config):
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     tracker = None if config.report_to == "none" else config.report_to

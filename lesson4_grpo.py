@@ -50,7 +50,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
-import datasets
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
@@ -124,11 +123,9 @@ class Config:
             rate = 1e-6 if self.model else 4e-4 if self.reward == "sum" else 1e-4
             self.learning_rate = rate * (10 if self.lora_rank else 1)
         if not self.temperature or self.group_size < 2:
-            die("--temperature must be above 0 and --group_size at least 2: answers to the same "
-                "prompt are compared")
+            die("--temperature must be above 0 and --group_size at least 2")
         if self.num_samples % self.batch_size or self.num_samples % self.group_size:
-            die(f"--num_samples {self.num_samples} must be a multiple of --batch_size "
-                f"{self.batch_size} and of --group_size {self.group_size}")
+            die(f"--num_samples {self.num_samples} is no multiple of --batch_size and --group_size")
 
 
 # ---- The maths ----------------------------------------------------------------------------------
@@ -246,17 +243,18 @@ def format_prompt(instruction: str, input: str = "") -> str:
 
 
 def load_grpo_prompts(config, tokenizer):
-    """[data, held_out]: Datasets with instruction and prompt_ids. Only sums are held out."""
-    parts = [[f"Write a short review of the {kind} film." for kind in KINDS]] * 2
+    """[data, held_out]: rows with instruction and prompt_ids. Only sums are held out."""
+    both = [[{"instruction": f"Write a short review of the {kind} film."} for kind in KINDS]] * 2
     if config.reward == "sum":
-        parts = [[f"What is {a} + {b}?" for a, b in sums(held_out)] for held_out in (False, True)]
-    parts = [datasets.Dataset.from_dict({"instruction": part}) for part in parts]
+        both = [[{"instruction": f"What is {a} + {b}?"} for a, b in sums(x)] for x in (False, True)]
     if config.data:
-        parts = [read_data(config.data, ["instruction"], 10**6)] * 2
-    parts = [part.map(lambda row: {"prompt_ids": tokenizer.encode(
-        format_prompt(row["instruction"], row.get("input") or ""))}).filter(
-        lambda row: len(row["prompt_ids"]) <= config.max_prompt_length) for part in parts]
-    return parts if all(parts) else die("every prompt is longer than --max_prompt_length: raise it")
+        both = [read_data(config.data, ["instruction"], 10**6)] * 2
+    for row in both[0] + both[1]:
+        row["prompt_ids"] = tokenizer.encode(
+            format_prompt(row["instruction"], row.get("input") or ""))
+    both = [[row for row in part if len(row["prompt_ids"]) <= config.max_prompt_length]
+             for part in both]
+    return both if all(both) else die("every prompt is longer than --max_prompt_length: raise it")
 
 
 # ---- Models and rewards -------------------------------------------------------------------------
@@ -291,7 +289,7 @@ def make_reference(lm, config):
 
 
 def load_grpo_reward(config, tokenizer, lm):
-    """A function (ids, attention_mask, texts, rows) -> rewards (B,). rows: the data's columns."""
+    """A function (ids, attention_mask, texts, rows) -> rewards (B,). rows: those of the data."""
     function = lambda prompts, responses, **columns: list(map(sum_reward, prompts, responses))
     if ".py:" in config.reward:
         file, name = config.reward.rsplit(":", 1)
@@ -302,8 +300,9 @@ def load_grpo_reward(config, tokenizer, lm):
         return lambda ids, attention_mask, texts, rows: score(ids, attention_mask, texts)
 
     def reward(ids, attention_mask, texts, rows):
-        columns = {c: rows[c] for c in rows.keys() - {"prompts", "responses", "prompt_ids"}}
-        rewards = function(prompts=rows["instruction"], responses=texts, **columns)
+        columns = {name: [row[name] for row in rows]
+                   for name in rows[0].keys() - {"prompts", "responses", "prompt_ids"}}
+        rewards = function(prompts=columns["instruction"], responses=texts, **columns)
         if rewards is None or len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
             die(f"{config.reward} returned {rewards!r:.60}, not {len(texts)} finite numbers")
         return torch.tensor(rewards, dtype=torch.float32, device=ids.device)
@@ -362,8 +361,9 @@ class Rollout:
 def answer(lm, reward, tokenizer, batch, temperature, config, accelerator, width=None):
     """An answer to every row's prompt -> (the parts of a Rollout, the texts)."""
     with accelerator.autocast():
+        prompts = [row["prompt_ids"] for row in batch]
         ids, prompt_mask, response = generate(
-            lm, tokenizer, batch["prompt_ids"], config.max_new_tokens, temperature, width)
+            lm, tokenizer, prompts, config.max_new_tokens, temperature, width)
         ends = lm.generation_config.eos_token_id
         mask = response_mask(response, ends)
         ids = torch.cat([ids, response], dim=1)
@@ -377,9 +377,9 @@ def answer(lm, reward, tokenizer, batch, temperature, config, accelerator, width
 
 def sample_groups(lm, reward, tokenizer, data, rows, config, accelerator):
     """G answers to each row's prompt. Every process does its share of the rows and gets all."""
-    width = max(map(len, data[rows]["prompt_ids"]))
+    width = max(len(data[row]["prompt_ids"]) for row in rows)
     with accelerator.split_between_processes(rows) as mine:
-        batch = data[[row for row in mine for _ in range(config.group_size)]]
+        batch = [data[row] for row in mine for _ in range(config.group_size)]
     share, _ = answer(lm, reward, tokenizer, batch, config.temperature, config, accelerator, width)
     share["rewards"] -= config.missing_eos_penalty * (~share["ended"])
     return Rollout(**accelerator.gather(accelerator.pad_across_processes(share, dim=1)))
@@ -415,7 +415,7 @@ def grpo_loss(policy, batch, counts, config):
         up, ratio = batch.advantages.unsqueeze(1), torch.exp(logprobs - old_logprobs)
         clipped = torch.where(up > 0, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
         from_old, to_ref = logprobs - old_logprobs, ref_logprobs - logprobs
-        parts = {"clip/fraction": clipped & (up != 0), "entropy/avg": -logprobs,  # unbiased
+        parts = {"clip/fraction": clipped & (up != 0), "entropy/avg": -logprobs,  # estimated
                  "kl/approx": torch.expm1(from_old) - from_old}  # k3, as in the loss
         if batch.ref_logprobs is not None:
             parts["kl/ref"] = torch.expm1(to_ref) - to_ref
@@ -617,15 +617,16 @@ def load_exercises():
 
 
 def read_data(name, columns, size):
-    """A Dataset from a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    """The rows of a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    import datasets  # only here: it takes its time, and the tiny world does without
+    datasets.disable_progress_bars()
     source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
     with blame(f"cannot read the data {name!r}"):
         data = datasets.load_dataset(**source, split="train")
-    data = data.select(range(min(size, len(data))))
-    for column in columns:
-        values = data[column] if column in data.column_names else [None]
-        for line, value in enumerate(values, start=1):
-            if not isinstance(value, str):
+    data = data.select(range(min(size, len(data)))).to_list()
+    for line, row in enumerate(data, start=1):
+        for column in columns:
+            if not isinstance(row.get(column), str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
     return data
 
@@ -743,7 +744,6 @@ def start(config):
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     tracker = None if config.report_to == "none" else config.report_to

@@ -835,9 +835,9 @@ def course(folder, number, body):
 @pytest.mark.parametrize("number, file, name, code, metric, value", [
     (1, "ex1_sft", "sft_loss", "return 0 * logits.sum() + 4", "loss/train", 4),
     (2, "ex2_reward", "pairwise_loss", "return 0 * chosen.sum() + 3", "loss/pairwise", 3),
-    (3, "ex3_ppo", "masked_entropy", "return logits.sum() * 0 + 0.5", "entropy/avg", 0.5),
-    pytest.param(4, "ex3_ppo", "masked_entropy", "return logits.sum() * 0 + 0.5", "entropy/avg",
-                 0.5, marks=pytest.mark.slow),
+    (3, "ex3_ppo", "ppo_value_loss", "return 0 * values.sum() + 0.5", "loss/value", 0.5),
+    pytest.param(4, "ex3_ppo", "response_logprobs", "return 0 * logits[:, :-1].sum(dim=-1) - 2",
+                 "entropy/avg", 2, marks=pytest.mark.slow),
     (4, "ex4_grpo", "sum_reward", "return 0.25", "reward/avg", 0.25)],
     ids=["lesson1", "lesson2", "lesson3", "lesson4, a function of lesson 3", "lesson4"])
 def test_exercise_trains_with_the_students_functions(

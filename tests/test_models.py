@@ -17,7 +17,6 @@ import torch
 import transformers.modeling_utils
 from accelerate import Accelerator
 from conftest import save_tiny_model
-from datasets import Dataset
 from safetensors import safe_open
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -284,7 +283,7 @@ def test_answers_end_with_a_token_that_generation_stops_at(
     assert model.generation_config.eos_token_id == ends
     assert printed.count("\n") == bool(words) and words in printed
     config = lesson1.Config(device="cpu", max_prompt_length=200)
-    rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
+    rows = lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
     assert {row["labels"][-1] for row in rows} == {end}
     prefer(model, end, 1000.)
     assert lesson1.generate(model, tokenizer, PROMPTS, 5)[2].tolist() == [[end]] * 3
@@ -316,11 +315,11 @@ def tea(lesson1, llama):
 
 def test_a_begin_token_stands_before_the_prompt_in_examples_and_pairs(lesson1, lesson2, tea):
     tokenizer, prompt, answer = tea
-    example = Dataset.from_list([{"instruction": "Say tea.", "output": "tea"}])
+    example = [{"instruction": "Say tea.", "output": "tea"}]
     [row] = lesson1.tokenize_examples(example, tokenizer, lesson1.Config(max_prompt_length=200))
     assert row["input_ids"] == prompt + answer
     assert row["labels"] == [-100] * len(prompt) + answer
-    pair = Dataset.from_list([{"instruction": "Say tea.", "chosen": "tea", "rejected": ""}])
+    pair = [{"instruction": "Say tea.", "chosen": "tea", "rejected": ""}]
     [row] = lesson2.tokenize_pairs(pair, tokenizer, lesson2.Config(max_prompt_length=200))
     assert (row["chosen_ids"], row["rejected_ids"]) == (prompt + answer, prompt + answer[-1:])
 
@@ -332,7 +331,7 @@ def test_a_begin_token_stands_before_prompts_to_answer(lesson3, lesson4, tea, tm
     settings = dict(max_prompt_length=200, data=str(data))
     for part in (lesson3.load_prompts(lesson3.Config(**settings), tokenizer),
                  *lesson4.load_grpo_prompts(lesson4.Config(**settings), tokenizer)):
-        assert list(part["prompt_ids"]) == [prompt]
+        assert [row["prompt_ids"] for row in part] == [prompt]
 
 
 def test_a_begin_token_stands_before_what_is_typed(
@@ -439,6 +438,10 @@ def test_gpt2s_activation_is_the_same_function_in_one_kernel(lesson3, gpt2):
 # ---- Log-probabilities: the policy that sampled is the policy that is scored --------------------
 
 
+def rows_of(columns):
+    return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+
 def constant_score(ids, mask, texts, rows=None):
     return torch.zeros(len(ids))
 
@@ -449,7 +452,7 @@ def make_rollout(lesson, model, tokenizer, config, reference=None, score=constan
     reference = reference and lesson.make_reference(reference, config)
     torch.manual_seed(0)
     if hasattr(lesson, "sample_groups"):
-        data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
+        data = rows_of({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
         rollout = lesson.sample_groups(
             model, score, tokenizer, data, [0, 1, 2], config, accelerator)
         rollout.advantages = torch.randn(rollout.rewards.shape)
@@ -890,7 +893,7 @@ WORLD = {"instruction": ["Say tea.", "Say it.", "Say it again, please, and at le
 def test_sft_examples_mask_the_prompt_and_train_the_end_token(lesson1, hub_model):
     tokenizer = load(lesson1, hub_model)[1]
     config = lesson1.Config(device="cpu", max_prompt_length=200, max_new_tokens=4)
-    rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
+    rows = lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
     for row, instruction, input, output in zip(rows, *WORLD.values()):
         prompt = tokenizer.encode(lesson1.format_prompt(instruction, input))
         answer = (tokenizer.encode(output) + [tokenizer.eos_token_id])[:4]
@@ -912,11 +915,11 @@ def test_prompts_that_are_too_long_are_left_out(lesson1, gpt2, capsys):
     tokenizer = load(lesson1, gpt2)[1]
     short = len(tokenizer.encode(lesson1.format_prompt("Say tea.")))
     config = lesson1.Config(device="cpu", max_prompt_length=short)
-    assert len(lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)) == 3
+    assert len(lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)) == 3
     assert "6 of 9" in capsys.readouterr().out
     config.max_prompt_length = 1
     with pytest.raises(SystemExit):
-        lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
+        lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
 
 
 def test_a_prompt_may_have_an_input(lesson1, gpt2, monkeypatch):
@@ -981,7 +984,7 @@ def train_sft(lesson1, folder, accelerator, **settings):
         learning_rate=1e-3, bucket=8) | settings)
     model, tokenizer = load(lesson1, folder, lora_rank=config.lora_rank,
                             gradient_checkpointing=config.gradient_checkpointing)
-    rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
+    rows = lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
     run = lesson1.Run(config, accelerator)
     lesson1.train(model, tokenizer, rows, rows, config, accelerator, run)
     return run, model
@@ -1027,7 +1030,7 @@ def test_training_whose_loss_was_never_a_number_says_so(
 def test_held_out_loss_is_a_mean_over_tokens(lesson1, gpt2, accelerator):
     model, tokenizer = load(lesson1, gpt2)
     config = lesson1.Config(device="cpu", max_prompt_length=200, micro_batch_size=2)
-    rows = lesson1.tokenize_examples(Dataset.from_dict(WORLD), tokenizer, config)
+    rows = lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
     losses = []
     for row in rows:
         with torch.no_grad():
@@ -1130,8 +1133,8 @@ def test_policy_and_reward_model_of_one_hub_model_agree_on_the_pad_token(
 
 def test_pairs_that_are_equal_once_cut_are_left_out(lesson2, hub_model, capsys):
     tokenizer = load_reward(lesson2, hub_model)[1]
-    pairs = Dataset.from_dict({"instruction": ["A?", "B?", "C?"], "chosen": ["xyzzy1", "1", "no"],
-                               "rejected": ["xyzzy2", "2", "no"]})
+    pairs = rows_of({"instruction": ["A?", "B?", "C?"], "chosen": ["xyzzy1", "1", "no"],
+                     "rejected": ["xyzzy2", "2", "no"]})
     config = lesson2.Config(device="cpu", max_prompt_length=200, max_new_tokens=5)
     rows = lesson2.tokenize_pairs(pairs, tokenizer, config)
     assert [row["instruction"] for row in rows] == ["B?"] and "2 of 3" in capsys.readouterr().out
@@ -1267,7 +1270,7 @@ def ppo_step(lesson3, gpt2, run_main, monkeypatch):
         return reference
 
     def step(score=lambda ids, mask, texts: torch.arange(float(len(ids))), **flags):
-        data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
+        data = rows_of({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
         monkeypatch.setattr(lesson3, "load_causal_lm", load_causal_lm)
         monkeypatch.setattr(lesson3, "make_reference", a_reference_far_away)
         monkeypatch.setattr(lesson3, "load_prompts", lambda *_: data)
@@ -1355,6 +1358,24 @@ def test_loss_is_the_sum_of_its_weighted_parts(lesson3, gpt2, accelerator):
     entropy = torch.distributions.Categorical(logits=logits[:, :-1] / 0.7).entropy()
     close(parts["entropy/avg"], (entropy * rollout.mask).sum() / count)
     assert parts["loss/value"] > 0.1
+
+
+def test_without_a_bonus_the_entropy_is_the_mean_surprise_of_the_sampled_tokens(
+        lesson3, gpt2, monkeypatch):
+    """The exact one would cost a softmax over the vocabulary for nothing but a curve."""
+    model, tokenizer = load(lesson3, gpt2)
+    prefer(model, 0, 4.)
+    policy, rollout = make_rollout(lesson3, model, tokenizer, make_config(lesson3))
+    exact = record(monkeypatch, lesson3, "masked_entropy")
+    for entropy_coef in 0.0, 0.1:
+        config, count = make_config(lesson3, entropy_coef=entropy_coef), rollout.mask.sum()
+        parts = lesson3.ppo_loss(policy, rollout, 0.1, count, config)[1]
+        assert len(exact) == (entropy_coef > 0)
+        if not entropy_coef:
+            surprise = [-x for row, mask in zip(rollout.logprobs.tolist(), rollout.mask.tolist())
+                        for x, real in zip(row, mask) if real]
+            assert parts["entropy/avg"].item() == pytest.approx(sum(surprise) / len(surprise))
+            assert not parts["entropy/avg"].requires_grad
 
 
 def test_ppo_step_reports_the_rollout(ppo_step):
@@ -1449,14 +1470,15 @@ def test_epochs_stop_when_the_policy_has_moved_too_far(lesson3, gpt2, accelerato
 
 def test_a_group_is_a_row_even_when_prompts_are_equal(lesson4, gpt2):
     model, tokenizer = load(lesson4, gpt2)
-    data = Dataset.from_dict({"instruction": ["a", "b", "a"],
-                              "prompt_ids": [PROMPTS[0], PROMPTS[1], PROMPTS[0]]})
+    data = rows_of({"instruction": ["a", "b", "a"],
+                    "prompt_ids": [PROMPTS[0], PROMPTS[1], PROMPTS[0]]})
     config = make_config(lesson4, group_size=2, scale="none", missing_eos_penalty=0.0)
     asked = []
 
     def reward(ids, mask, texts, rows):
-        asked.append((rows["instruction"], [row[-len(p):] for row, p in zip(
-            ids[:, :9].tolist(), rows["prompt_ids"])], rows["prompt_ids"]))
+        expected = [row["prompt_ids"] for row in rows]
+        prompts = [row[-len(ids):] for row, ids in zip(ids[:, :9].tolist(), expected)]
+        asked.append(([row["instruction"] for row in rows], prompts, expected))
         return torch.tensor([0., 1., 0., 8., 5., 15., 3., 3.])
 
     rollout = lesson4.sample_groups(
@@ -1472,7 +1494,7 @@ def grpo_step(lesson4, gpt2, run_main, monkeypatch):
     """grpo_step(rewards, flag=..., ...): a step of lesson 4's main, with these rewards for 3 groups
     of 4 -> (the model, the stats, the rollout that it learned from)."""
     def step(rewards, **flags):
-        data = Dataset.from_dict({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
+        data = rows_of({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
         monkeypatch.setattr(lesson4, "load_grpo_prompts", lambda *_: [data, data])
         monkeypatch.setattr(
             lesson4, "load_grpo_reward", lambda *_: lambda *_: torch.tensor(rewards))
@@ -1601,7 +1623,7 @@ def too_few(prompts, responses, **columns):
 def test_reward_function_from_a_file_gets_prompts_responses_and_columns(lesson4, tmp_path):
     file, ids = tmp_path / "my_rewards.py", torch.zeros(2, 3, dtype=torch.long)
     file.write_text(REWARDS)
-    rows = {"instruction": ["ab", "abc"], "answer": ["1", "2"], "prompt_ids": [[1], [2]]}
+    rows = rows_of({"instruction": ["ab", "abc"], "answer": ["1", "2"], "prompt_ids": [[1], [2]]})
     reward = lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:length"), None, None)
     rewards = reward(ids, None, ["x", "xyz"], rows)
     assert rewards.tolist() == [211., 323.] and rewards.dtype == torch.float32
@@ -1621,7 +1643,7 @@ def test_a_reward_file_that_is_not_there_is_refused(lesson4, gpt2, run_main, tmp
 
 def test_sum_reward_reads_the_instruction(lesson4):
     reward = lesson4.load_grpo_reward(lesson4.Config(), None, None)
-    rows = {"instruction": ["What is 1 + 2?", "What is 3 + 4?"]}
+    rows = rows_of({"instruction": ["What is 1 + 2?", "What is 3 + 4?"]})
     ids = torch.zeros(2, 3, dtype=torch.long)
     assert reward(ids, None, ["3", "3"], rows).tolist() == [1., 0.]
 
@@ -1629,7 +1651,7 @@ def test_sum_reward_reads_the_instruction(lesson4):
 def test_evaluation_counts_right_samples(lesson4, gpt2, accelerator, monkeypatch):
     """Two prompts, 2k samples each: of the first all are right, of the second two."""
     model, tokenizer = load(lesson4, gpt2)
-    data = Dataset.from_dict({"instruction": ["a", "b"], "prompt_ids": PROMPTS[:2]})
+    data = rows_of({"instruction": ["a", "b"], "prompt_ids": PROMPTS[:2]})
     config = make_config(lesson4, reward="sum", pass_k=2)
 
     answers = iter([[0., 1.], [1., 0.], [1., 1.], [1., 1.], [1., 0.]] * 2)  # the greedy ones first

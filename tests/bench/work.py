@@ -85,7 +85,6 @@ def make_model(folder, size, format_prompt):
 def make_data(folder, size, steps, format_prompt):
     """Rows for every lesson. Responses have 1/4 to 1 of the length, evenly; all of them are learned
     from once. Lessons 1 and 2 hold some rows out: the others get a file without these."""
-    import datasets
     dice, length = random.Random(0), size["length"]
     frame = format_prompt("").split()
 
@@ -104,11 +103,11 @@ def make_data(folder, size, steps, format_prompt):
     n = next(n for n in range(learned + 1, 2 * learned + 9) if n - -(-n // 20) == learned)
     rows = {"sft": [row(output=response()) for _ in range(n)],
             "reward": [row(chosen=response(), rejected=response()) for _ in range(learned + 1)]}
-    for name, held_out in ("sft", 0.05), ("reward", 1):
+    for name, held_out in ("sft", -(-n // 20)), ("reward", 1):
         write_rows(folder / f"{name}.jsonl", rows[name])
-        data = datasets.Dataset.from_list(rows[name]).train_test_split(test_size=held_out, seed=0)
-        write_rows(folder / f"{name}_train.jsonl", data["train"])
-        assert len(data["train"]) == learned
+        random.Random(0).shuffle(rows[name])  # as the lessons do
+        write_rows(folder / f"{name}_train.jsonl", rows[name][held_out:])
+        assert len(rows[name]) - held_out == learned
     write_rows(folder / "prompts.jsonl", [row() for _ in range(16)])
 
 
