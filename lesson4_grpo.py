@@ -300,8 +300,8 @@ def load_grpo_reward(config, tokenizer, lm):
         return lambda ids, attention_mask, texts, rows: score(ids, attention_mask, texts)
 
     def reward(ids, attention_mask, texts, rows):
-        columns = {name: [row[name] for row in rows]
-                   for name in rows[0].keys() - {"prompts", "responses", "prompt_ids"}}
+        columns = {name: [row.get(name) for row in rows]
+                   for name in set().union(*rows) - {"prompts", "responses", "prompt_ids"}}
         rewards = function(prompts=columns["instruction"], responses=texts, **columns)
         if rewards is None or len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
             die(f"{config.reward} returned {rewards!r:.60}, not {len(texts)} finite numbers")
@@ -618,17 +618,20 @@ def load_exercises():
 
 def read_data(name, columns, size):
     """The rows of a .json or .jsonl file, a folder or the hub, with texts in these columns."""
-    import datasets  # only here: it takes its time, and the tiny world does without
-    datasets.disable_progress_bars()
-    source = {"path": "json", "data_files": name} if Path(name).is_file() else {"path": name}
     with blame(f"cannot read the data {name!r}"):
-        data = datasets.load_dataset(**source, split="train")
-    data = data.select(range(min(size, len(data)))).to_list()
-    for line, row in enumerate(data, start=1):
+        if Path(name).is_file():
+            text = Path(name).read_text(encoding="utf-8-sig")
+            lines = [line for line in text.split("\n") if line.strip()]
+            data = json.loads(text) if text.lstrip()[:1] == "[" else list(map(json.loads, lines))
+        else:
+            import datasets  # only here, because it takes its time
+            datasets.disable_progress_bars()
+            data = datasets.load_dataset(name, split="train").to_list()
+    for line, row in enumerate(data[:size], start=1):
         for column in columns:
-            if not isinstance(row.get(column), str):
+            if not isinstance(row, dict) or not isinstance(row.get(column), str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
-    return data
+    return data[:size]
 
 
 def make_missing(folder, lesson, duration, config):
