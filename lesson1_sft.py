@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 533. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 531. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -240,10 +240,9 @@ def raw_text(world):
 
 
 def tokenize_examples(data, tokenizer, config):
-    """Rows of texts -> rows of input_ids, labels, num_labels (what the loss counts) and more."""
-    rows = []
-    prompts = [format_prompt(row["instruction"], row.get("input") or "") for row in data]
-    prompts = tokenizer(prompts)["input_ids"]  # with a begin token where there is one (Llama)
+    """Rows of texts -> rows of token ids and labels. num_labels: what the loss counts."""
+    rows, texts = [], [format_prompt(row["instruction"], row.get("input") or "") for row in data]
+    prompts = tokenizer(texts)["input_ids"]  # with a begin token where there is one (Llama)
     responses = tokenizer([row["output"] for row in data], add_special_tokens=False)["input_ids"]
     for row, prompt_ids, response_ids in zip(data, prompts, responses):
         max_length = len(prompt_ids) + config.max_new_tokens
@@ -256,13 +255,13 @@ def tokenize_examples(data, tokenizer, config):
     if len(rows) < len(data):
         print(f"{len(data) - len(rows)} of {len(data)} prompts are longer than --max_prompt_length "
               f"{config.max_prompt_length} and are left out.")
-    return rows if len(rows) else die("no example is left: raise --max_prompt_length")
+    return rows or die("no example is left: raise --max_prompt_length")
 
 
 def pack_text(text, tokenizer, length=64):
     """Raw text -> rows of `length` tokens, each token its own label: pre-training masks nothing."""
-    ids = torch.tensor(tokenizer.encode(text))
-    rows = ids[:len(ids) // length * length].view(-1, length).tolist()
+    ids = tokenizer.encode(text)
+    rows = [ids[i:i + length] for i in range(0, len(ids) - length + 1, length)]
     return [{"input_ids": row, "labels": row, "num_labels": length - 1} for row in rows]
 
 
@@ -351,14 +350,13 @@ def batch_loss(model, examples, count, tokenizer, accelerator):
     """The loss of these examples' labels, divided by `count`."""
     batch = pad_batch([(row["input_ids"], row["labels"]) for row in examples],
                       tokenizer.pad_token_id)
-    batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-    # No logits are made of the columns that are prompt in every row: nothing is learned from them.
-    prompt = min(len(row["input_ids"]) - row["num_labels"] for row in examples)
-    labels = batch["labels"][:, prompt - 1:]
+    # Logits begin one column before the first label of any row: what lies before is prompt.
+    first = max(1, (batch["labels"] != -100).any(dim=0).int().argmax().item())
+    labels = batch["labels"][:, first - 1:].to(accelerator.device)
     with accelerator.autocast():
         # The padding needs no mask: it is on the right, and nobody looks to the right.
-        logits = model(
-            batch["input_ids"], logits_to_keep=labels.shape[1], use_cache=False).logits
+        logits = model(batch["input_ids"].to(accelerator.device),
+                       logits_to_keep=labels.shape[1], use_cache=False).logits
     return sft_loss(logits, labels, count)
 
 
@@ -607,7 +605,6 @@ def read_data(name, columns, size):
             data = json.loads(text) if text.lstrip()[:1] == "[" else list(map(json.loads, lines))
         else:
             import datasets  # only here, because it takes its time
-            datasets.disable_progress_bars()
             data = datasets.load_dataset(name, split="train").to_list()
     for line, row in enumerate(data[:size], start=1):
         for column in columns:

@@ -220,8 +220,8 @@ def format_prompt(instruction: str, input: str = "") -> str:
 def tokenize_pairs(data, tokenizer, config):
     """Gives every row its chosen_ids and rejected_ids: prompt, answer and end token. Pairs that are
     equal once they are cut to length teach nothing and are left out."""
-    prompts = [format_prompt(row["instruction"], row.get("input") or "") for row in data]
-    prompts = tokenizer(prompts)["input_ids"]
+    texts = [format_prompt(row["instruction"], row.get("input") or "") for row in data]
+    prompts = tokenizer(texts)["input_ids"]
     for name in "chosen", "rejected":
         answers = tokenizer([row[name] for row in data], add_special_tokens=False)["input_ids"]
         for row, prompt, answer in zip(data, prompts, answers):
@@ -232,7 +232,7 @@ def tokenize_pairs(data, tokenizer, config):
     if len(rows) < len(data):
         print(f"Left out: {len(data) - len(rows)} of {len(data)} pairs, which are equal or have a "
               f"prompt of more than --max_prompt_length {config.max_prompt_length} tokens.")
-    return rows if len(rows) else die("no pair is left: raise --max_prompt_length")
+    return rows or die("no pair is left: raise --max_prompt_length")
 
 
 # ---- Models -------------------------------------------------------------------------------------
@@ -247,9 +247,9 @@ class RewardModel(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids, attention_mask):
-        """(B, T) -> scores (B,)"""
+        """(B, T), padded on the right -> scores (B,)"""
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
-        # The padding needs no mask there: it is on the right, and nobody looks to the right.
+        # The padding needs no mask: it is on the right, and nobody looks to the right.
         states = model.base_model(input_ids, use_cache=False).last_hidden_state
         return pool_scores(model.score(states).squeeze(-1).float(), attention_mask)
 
@@ -378,9 +378,9 @@ def main():
     for step in run.steps(steps):
         # 1. The batch. Every epoch has an order of its own.
         epoch, place = divmod(step - 1, per_epoch)
-        order = random.Random(f"{config.seed} {epoch}").sample(range(len(data)), len(data))
-        rows = order[place * config.batch_size:(place + 1) * config.batch_size]
-        batch = [data[i] for i in rows]
+        order = random.Random(f"{config.seed} {epoch}").sample(data, len(data))
+        batch = order[place * config.batch_size:(place + 1) * config.batch_size]
+        # Sorted, so that the pieces have little padding.
         batch.sort(key=lambda row: max(len(row["chosen_ids"]), len(row["rejected_ids"])))
 
         # 2. The gradient, in pieces that fit. Each is divided by the size of the whole batch.
@@ -502,7 +502,6 @@ def read_data(name, columns, size):
             data = json.loads(text) if text.lstrip()[:1] == "[" else list(map(json.loads, lines))
         else:
             import datasets  # only here, because it takes its time
-            datasets.disable_progress_bars()
             data = datasets.load_dataset(name, split="train").to_list()
     for line, row in enumerate(data[:size], start=1):
         for column in columns:

@@ -3,7 +3,7 @@
 What you will see. The fine-tuned model of lesson 1 writes film reviews; the reward model of lesson
 2 scores them; proximal policy optimisation (PPO) makes high scores likelier. The score rises, and
 because this world has a hidden "gold" taste you also see whether the reviews really get better.
-Try --kl_coef 0: the score rises further, and the gold reward falls (reward hacking).
+Try --kl_coef 0 --steps 100: the score rises further, and the gold reward falls (reward hacking).
 
 The formulas
     reward       r_t = -beta (log p(y_t) - log p_ref(y_t)), plus the score at the last token
@@ -364,7 +364,7 @@ class Rollout:
     returns: torch.Tensor = None  # (B, T)
 
     def __getitem__(self, rows):
-        """These rows, without the columns in which none of them has a token."""
+        """These rows, without the last columns if none of them has a token there."""
         parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
         empty = self.mask.shape[1] - int(parts["mask"].sum(dim=1).max())
         return Rollout(**{name: x[:, :x.shape[1] - empty] if x.dim() == 2 else x
@@ -411,7 +411,7 @@ def ppo_loss(policy, batch, kl_coef, count, config):
         logprobs, batch.logprobs, batch.advantages, batch.mask, config.clip_range, count)
     value_loss = ppo_value_loss(
         values, batch.values, batch.returns, batch.mask, config.clip_range, count)
-    entropy = -(logprobs.detach() * batch.mask).sum() / count  # an estimate, for the log
+    entropy = -logprobs.detach().sum() / count  # estimated, for the log
     if config.entropy_coef:
         entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, count)
     # k3 and not k1, because k1's gradient is zero on average: as a loss it would do nothing.
@@ -432,8 +432,8 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
         order = broadcast(torch.randperm(len(rollout.ids)).to(accelerator.device))
         for rows in order.split(config.batch_size):
             # All pieces, on all processes, are divided by the tokens of the whole minibatch.
-            lengths = rollout.mask[rows].sum(dim=1)
-            rows, count, sums = rows[lengths.argsort()], lengths.sum(), defaultdict(float)
+            lengths, sums = rollout.mask[rows].sum(dim=1), defaultdict(float)
+            count, rows = lengths.sum(), rows[lengths.argsort(stable=True)]  # similar ones together
             for piece in rows.split(config.micro_batch_size * processes):
                 mine = rollout[piece[accelerator.process_index::processes]]
                 loss, parts = ppo_loss(policy, mine, kl_coef, count, config)
@@ -541,8 +541,8 @@ def main():
     after, texts_after = look()
     run.save_model(lm, tokenizer)
     run.close("reward/avg", before, after, [
-        (data[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
-        for i in range(min(5, len(data)))])
+        (row["instruction"], {"before": old, "after": new})
+        for row, old, new in zip(data[:5], texts_before, texts_after)])
     print("Next: python lesson3_ppo.py --kl_coef 0 --steps 100 --run_name kl0 (reward hacking), "
           "or python lesson4_grpo.py")
 
@@ -624,7 +624,6 @@ def read_data(name, columns, size):
             data = json.loads(text) if text.lstrip()[:1] == "[" else list(map(json.loads, lines))
         else:
             import datasets  # only here, because it takes its time
-            datasets.disable_progress_bars()
             data = datasets.load_dataset(name, split="train").to_list()
     for line, row in enumerate(data[:size], start=1):
         for column in columns:

@@ -300,7 +300,7 @@ def load_grpo_reward(config, tokenizer, lm):
         return lambda ids, attention_mask, texts, rows: score(ids, attention_mask, texts)
 
     def reward(ids, attention_mask, texts, rows):
-        columns = {name: [row.get(name) for row in rows]
+        columns = {name: [copy.deepcopy(row.get(name)) for row in rows]
                    for name in set().union(*rows) - {"prompts", "responses", "prompt_ids"}}
         rewards = function(prompts=columns["instruction"], responses=texts, **columns)
         if rewards is None or len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
@@ -350,7 +350,7 @@ class Rollout:
     ref_logprobs: torch.Tensor = None  # (B, T)
 
     def __getitem__(self, rows):
-        """These rows, without the columns in which none of them has a token."""
+        """These rows, without the last columns if none of them has a token there."""
         parts = {name: x[rows] for name, x in vars(self).items() if x is not None}
         empty = self.mask.shape[1] - int(parts["mask"].sum(dim=1).max())
         return Rollout(**{name: x[:, :x.shape[1] - empty] if x.dim() == 2 else x
@@ -385,12 +385,22 @@ def sample_groups(lm, reward, tokenizer, data, rows, config, accelerator):
     return Rollout(**accelerator.gather(accelerator.pad_across_processes(share, dim=1)))
 
 
+def my_pieces(rows, size, accelerator):
+    """(rows, weight) of this process's pieces of a minibatch, of at most `size` rows. In a backward
+    pass the processes wait for one another: one without a row takes another's, with weight 0."""
+    n = accelerator.num_processes
+    for start in range(0, len(rows), size * n):
+        piece = rows[start:start + size * n]
+        mine = piece[accelerator.process_index::n]
+        yield (mine, 1) if len(mine) else (piece[:1], 0)
+
+
 @torch.no_grad()
 def all_logprobs(model, rollout, config, accelerator):
-    """The log-probabilities (B, T) of a whole rollout. Every process does its share of the rows."""
+    """The log-probabilities (B, T) of a rollout. Every process does its share of the rows."""
     logprobs = torch.zeros_like(rollout.mask)
-    everything = rollout.mask.sum(dim=1).argsort()  # pieces of about one length
-    for rows, weight in my_pieces(everything, config.micro_batch_size, accelerator):
+    order = rollout.mask.sum(dim=1).argsort(stable=True)  # pieces of about one length
+    for rows, weight in my_pieces(order, config.micro_batch_size, accelerator):
         part = rollout[rows]
         with accelerator.autocast():
             logits = model(part.ids, part.attention_mask, part.response.shape[1])
@@ -404,7 +414,7 @@ def grpo_loss(policy, batch, counts, config):
     """The loss of some rows and its parts, each divided by what the whole minibatch has of it."""
     logits = response_logits(policy, batch.ids, batch.attention_mask, batch.response.shape[1])
     logprobs = response_logprobs(logits, batch.response, config.temperature) * batch.mask
-    # Who learns once from a sample is still the policy that sampled: its ratio is 1, with a slope.
+    # With one update a sample the policy is the one that sampled: the ratio is 1, with a slope.
     old_logprobs = logprobs.detach() if batch.logprobs is None else batch.logprobs
     ref_logprobs = old_logprobs if batch.ref_logprobs is None else batch.ref_logprobs
     token_loss = grpo_token_loss(logprobs, old_logprobs, ref_logprobs, batch.advantages,
@@ -412,25 +422,15 @@ def grpo_loss(policy, batch, counts, config):
     loss = aggregate_loss(token_loss, batch.mask, config.average, config.max_new_tokens,
                           counts[config.average])
     with torch.no_grad():
-        up, ratio = batch.advantages.unsqueeze(1), torch.exp(logprobs - old_logprobs)
-        clipped = torch.where(up > 0, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
+        signs, ratio = batch.advantages.sign().unsqueeze(1), torch.exp(logprobs - old_logprobs)
+        clipped = torch.where(signs > 0, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
         from_old, to_ref = logprobs - old_logprobs, ref_logprobs - logprobs
-        parts = {"clip/fraction": clipped & (up != 0), "entropy/avg": -logprobs,  # estimated
+        parts = {"clip/fraction": clipped & (signs != 0), "entropy/avg": -logprobs,  # estimated
                  "kl/approx": torch.expm1(from_old) - from_old}  # k3, as in the loss
         if batch.ref_logprobs is not None:
             parts["kl/ref"] = torch.expm1(to_ref) - to_ref
         parts = {name: (x * batch.mask).sum() / counts["token"] for name, x in parts.items()}
     return loss, {"loss/grpo": loss.detach(), **parts}
-
-
-def my_pieces(rows, size, accelerator):
-    """(rows, weight) of this process's pieces of a minibatch, of at most `size` rows. In a backward
-    pass the processes wait for one another: one without a row takes another's, with weight 0."""
-    n = accelerator.num_processes
-    for start in range(0, len(rows), size * n):
-        piece = rows[start:start + size * n]
-        mine = piece[accelerator.process_index::n]
-        yield (mine, 1) if len(mine) else (piece[:1], 0)
 
 
 def grpo_update(policy, optimizer, rollout, config, accelerator):
@@ -444,7 +444,7 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
             # All pieces, on all processes, are divided by the whole minibatch's counts.
             counts = {"sequence": n, "token": lengths.sum().clamp(min=1),
                       "constant": n * config.max_new_tokens}
-            rows = rows[lengths.argsort()]
+            rows = rows[lengths.argsort(stable=True)]
             for piece, weight in my_pieces(rows, config.micro_batch_size, accelerator):
                 loss, parts = grpo_loss(policy, rollout[piece], counts, config)
                 # The gradient will be a mean over processes: times their number, a sum.
@@ -493,7 +493,6 @@ def main():
     lm, tokenizer = load_causal_lm(config)
     lm.to(accelerator.device)
     data, held_out = load_grpo_prompts(config, tokenizer)
-    current = lambda *inputs: response_logits(lm, *inputs)
     reference = make_reference(lm, config) if config.kl_coef else None
     reward = load_grpo_reward(config, tokenizer, lm)
     optimizer = torch.optim.Adam(lm.parameters(), lr=config.learning_rate, fused=True)
@@ -510,13 +509,14 @@ def main():
         # 2. Advantages: how an answer compares with its group.
         rollout.advantages = group_advantages(rollout.rewards, config.group_size, config.scale)
 
-        # 3. Groups without spread have advantage 0: nothing but the KL term would act on them.
+        # 3. Groups without spread have advantage 0: they are left out, unless all are like that.
         useful = informative_groups(rollout.rewards, config.group_size)
         drop = config.drop_uninformative and useful.any()
         kept = rollout[useful.repeat_interleave(config.group_size)] if drop else rollout
 
         # 4. The log-probabilities of what is kept, by the policy that sampled and the reference.
         if config.ppo_epochs > 1 or config.batch_size < config.num_samples:
+            current = lambda *inputs: response_logits(lm, *inputs)
             kept.logprobs = all_logprobs(current, kept, config, accelerator)
         if reference:
             kept.ref_logprobs = all_logprobs(reference, kept, config, accelerator)
@@ -542,8 +542,8 @@ def main():
         (held_out[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
         for i in range(0, len(texts_before), len(texts_before) // 6 or 1)])
     if config.reward == "sum":
-        print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time; one of "
-              f"{config.pass_k} was {before['accuracy/pass@k']:.0%} of the time before. GRPO "
+        print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time; before, "
+              f"the best of {config.pass_k} was {before['accuracy/pass@k']:.0%} of the time. GRPO "
               "mostly makes reliable what a model can do in one of several tries.")
     print("Next: python lesson4_grpo.py --reward sentiment --run_name grpo_words")
 
@@ -625,7 +625,6 @@ def read_data(name, columns, size):
             data = json.loads(text) if text.lstrip()[:1] == "[" else list(map(json.loads, lines))
         else:
             import datasets  # only here, because it takes its time
-            datasets.disable_progress_bars()
             data = datasets.load_dataset(name, split="train").to_list()
     for line, row in enumerate(data[:size], start=1):
         for column in columns:

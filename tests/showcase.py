@@ -166,15 +166,15 @@ def lesson2(runs_dir, seed):
 def lesson3(runs_dir, seed):
     seconds, out = run("lesson3_ppo.py", runs_dir=runs_dir, seed=seed)
     before, after = table_row(out, "gold/avg")
-    score = smooth(Path(runs_dir, "ppo"), "reward/avg")[-1]
     _, out = run("lesson3_ppo.py", "--kl_coef", "0", "--steps", "100", "--run_name", "kl0",
                  runs_dir=runs_dir, seed=seed)
-    hacked_score = smooth(Path(runs_dir, "kl0"), "reward/avg")[-1]
+    default_score = smooth(Path(runs_dir, "ppo"), "reward/avg")
+    hacked_score = smooth(Path(runs_dir, "kl0"), "reward/avg")[len(default_score) - 1]
     gold = smooth(Path(runs_dir, "kl0"), "gold/avg")
     return seconds, [
         ("3 gold reward gained", after - before, after - before >= 1.0, ">= 1.0"),
-        ("3 --kl_coef 0: final score above the default's", hacked_score - score,
-         hacked_score > score, "> 0"),
+        ("3 --kl_coef 0: score above the default's at its last step",
+         hacked_score - default_score[-1], hacked_score > default_score[-1], "> 0"),
         ("3 --kl_coef 0: gold at the end below its peak", max(gold) - gold[-1],
          max(gold) - gold[-1] >= 0.5, ">= 0.5")]
 

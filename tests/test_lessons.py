@@ -727,6 +727,19 @@ def test_an_engine_that_would_be_ignored_is_refused(chain, engine):
     assert listing(chain.runs) == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", LESSONS)
+def test_what_a_run_does_not_use_it_does_not_import(chain, number):
+    """The tiny world is made of lists: the datasets library is for data of one's own."""
+    code = ("import runpy, sys\nsys.argv = sys.argv[1:]\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "assert 'transformers' in sys.modules and 'datasets' not in sys.modules")
+    command = [sys.executable, "-c", code, str(REPO / LESSONS[number]), *flags(SMALL[number])]
+    done = subprocess.run([*command, f"--run_name=lean_{number}"], cwd=chain.folder, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_trackers(chain):
     before = listing(chain.runs)
     for name in "no_such_tracker", "wandb":  # the second is known, but not installed

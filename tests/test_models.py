@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from conftest import save_tiny_model
 from safetensors import safe_open
 from tokenizers.processors import TemplateProcessing
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import BertConfig, BertForMaskedLM, GenerationConfig, OPTConfig, OPTForCausalLM
 
@@ -1041,6 +1042,31 @@ def test_held_out_loss_is_a_mean_over_tokens(lesson1, gpt2, accelerator):
     assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
+def test_the_columns_that_get_no_logits_change_nothing(lesson1, gpt2, accelerator):
+    """Rows of several lengths, one of them packed, one cut, and one that a wrong build_labels gave
+    labels on its prompt: the loss and its gradient are those of all logits, with a mask."""
+    model, tokenizer = load(lesson1, gpt2)
+    masked = [{"input_ids": list(range(40, 52)), "labels": [-100] * 8 + list(range(48, 52))},
+              {"input_ids": list(range(60, 66)), "labels": [-100] * 5 + [65]}]
+    packed = [{"input_ids": [70, 71, 72, 73], "labels": [70, 71, 72, 73]}]
+    wrong = [{"input_ids": list(range(80, 90)), "labels": [-100, -100, *range(82, 90)]}]
+    for rows in masked, packed, masked + packed, masked + wrong, wrong:
+        for row in rows:
+            row["num_labels"] = 1  # batch_loss looks at the labels, not at what is said of them
+        batch = lesson1.pad_batch([(row["input_ids"], row["labels"]) for row in rows], 0)
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        expected = lesson1.sft_loss(logits, batch["labels"], 7)
+        expected.backward()
+        gradient = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+        model.zero_grad()
+        loss = lesson1.batch_loss(model, rows, 7, tokenizer, accelerator)
+        loss.backward()
+        close(loss, expected, 1e-5)
+        close(torch.cat([weight.grad.flatten() for weight in model.parameters()]), gradient, 1e-4)
+        assert expected > 0.1 and gradient.abs().max() > 1e-2
+        model.zero_grad()
+
+
 # ---- Lesson 2: reward models --------------------------------------------------------------------
 
 
@@ -1344,6 +1370,15 @@ def test_the_penalty_in_the_loss(lesson3, gpt2, accelerator, monkeypatch, kl_in)
     close(parts["loss/total_with_kl"], total)
 
 
+def test_fewer_samples_than_are_shown(lesson3, gpt2, run_main, tmp_path):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"Say {i}."}) + "\n" for i in range(6)))
+    run_main(lesson3, model=gpt2, data=data, reward="sentiment", steps=1, num_samples=4,
+             batch_size=4, max_new_tokens=4, max_prompt_length=200)
+    [samples] = (tmp_path / "runs").glob("**/samples.md")
+    assert samples.read_text("utf-8").count("- after:") == 4
+
+
 def test_loss_is_the_sum_of_its_weighted_parts(lesson3, gpt2, accelerator):
     model, tokenizer = load(lesson3, gpt2)
     config = make_config(lesson3, value_coef=0.7, entropy_coef=0.2, temperature=0.7)
@@ -1537,6 +1572,16 @@ def test_a_step_learns_from_the_advantages_over_the_group(lesson4, grpo_step, sc
     expected = lesson4.group_advantages(torch.tensor(SPREAD), 6, scale)
     assert torch.equal(rollout.advantages, expected)
     assert stats["advantage/mean"] == pytest.approx(0., abs=1e-6)
+
+
+def test_grpos_learning_rate_falls_to_zero(lesson4, gpt2, run_main):
+    rates = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    run_main(lesson4, model=gpt2, reward="sentiment", steps=4, num_samples=8, group_size=4,
+             batch_size=4, ppo_epochs=2, max_new_tokens=4, learning_rate=0.02)
+    hook.remove()
+    assert rates == pytest.approx([0.02] * 4 + [0.015] * 4 + [0.01] * 4 + [0.005] * 4)
 
 
 def test_few_groups_left_for_many_minibatches(grpo_step):
