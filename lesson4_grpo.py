@@ -76,7 +76,7 @@ class Config:
     data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "GRPO steps (90 for sums, else 100)")
+    steps: Optional[int] = flag(None, "GRPO steps (110 for sums, else 100)")
     num_samples: Optional[int] = flag(None, "responses a step (512 for sums, else 64)")
     group_size: int = flag(8, "responses to the same prompt, G", "--num_generations")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from", "--num_iterations")
@@ -114,7 +114,7 @@ class Config:
 
     def __post_init__(self):
         defaults = dict(  # of sums, of other rewards
-            steps=(90, 100), num_samples=(512, 64), batch_size=(512, 32), kl_coef=(0.01, 0.4),
+            steps=(110, 100), num_samples=(512, 64), batch_size=(512, 32), kl_coef=(0.01, 0.4),
             micro_batch_size=(128, 16), max_new_tokens=(4, 40), missing_eos_penalty=(0.0, 1.0))
         for name, values in defaults.items():
             if getattr(self, name) is None:
