@@ -169,8 +169,8 @@ def plot_speed(file, sizes):
         panel.set(xlabel="time (ours: 1)", title=TITLES[lesson])
     panels[0][0].set_yticks(range(len(sizes)), sizes)
     panels[0][0].invert_yaxis()
-    figure.legend([plt.Rectangle((0, 0), 1, 1, color=x) for x in COLOURS.values()], COLOURS,
-                  loc="lower left", fontsize=8, frameon=False)
+    panels[0][-1].legend([plt.Rectangle((0, 0), 1, 1, color=x) for x in COLOURS.values()], COLOURS,
+                         loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     save(figure, file)
 
 
