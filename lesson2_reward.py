@@ -507,7 +507,7 @@ def read_data(name, columns, size):
         for column in columns:
             if not isinstance(row, dict) or not isinstance(row.get(column), str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
-    return data[:size]
+    return data[:size] or die(f"{name} holds no rows")
 
 
 def make_missing(folder, lesson, duration, config):

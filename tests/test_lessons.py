@@ -1417,6 +1417,6 @@ def test_the_first_command_of_a_new_student(tmp_path):
     assert without_bar(done.stderr) == []
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"base", "sft", "reward", "ppo"}
     rows = metrics(tmp_path / "runs" / "ppo")
-    assert len(rows) == 100
+    assert len(rows) == 50
     assert rows[-1]["reward/avg"] > rows[0]["reward/avg"] + 1
     assert rows[-1]["gold/avg"] > rows[0]["gold/avg"] + 0.5
