@@ -619,17 +619,17 @@ def read_data(name, columns, size):
     """The rows of a .json or .jsonl file, a folder or the hub, with texts in these columns."""
     with blame(f"cannot read the data {name!r}"):
         if Path(name).is_file():
-            text = Path(name).read_text(encoding="utf-8-sig")
-            lines = [line for line in text.split("\n") if line.strip()]
-            data = json.loads(text) if text.lstrip()[:1] == "[" else list(map(json.loads, lines))
+            text = Path(name).read_text(encoding="utf-8-sig").strip()
+            rows = ",\n".join(line for line in text.split("\n") if line.strip())
+            data = json.loads(text if text[:1] == "[" else f"[{rows}]")[:size]  # errors name lines
         else:
             import datasets  # only here, because it takes its time
-            data = datasets.load_dataset(name, split="train").to_list()
-    for line, row in enumerate(data[:size], start=1):
+            data = [row for _, row in zip(range(size), datasets.load_dataset(name, split="train"))]
+    for line, row in enumerate(data, start=1):
         for column in columns:
             if not isinstance(row, dict) or not isinstance(row.get(column), str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
-    return data[:size] or die(f"{name} holds no rows")
+    return data or die(f"{name} holds no rows")
 
 
 def make_missing(folder, lesson, duration, config):

@@ -563,11 +563,12 @@ BAD_INPUT = [
     (1, ["--device=cuda"], ["cuda"]),
     (1, ["--batch_size=0"], ["batch_size"]),
     (3, ["--num_samples=6"], ["batch_size", "num_samples"]),
-    (4, ["--num_samples=18"], ["num_samples 18", "group_size"]),
+    (4, ["--num_samples=18"], ["num_samples 18", "group_size 4"]),
     (1, ["--model=no-such-model"], ["no-such-model"]),
     (1, ["--model=empty"], ["empty"]),
     (1, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
-    (1, ["--data=not_json.jsonl"], ["not_json.jsonl"]),
+    (1, ["--data=not_json.jsonl"], ["not_json.jsonl", "line 1"]),
+    (1, ["--data=broken_line.jsonl"], ["broken_line.jsonl", "line 3"]),
     (1, ["--data=no_output.jsonl"], ["no_output.jsonl", "line 1", "'output'"]),
     (1, ["--data=line3.jsonl"], ["line3.jsonl", "line 3", "'output'"]),
     (2, ["--data=no_rejected.jsonl"], ["line 1", "'rejected'"]),
@@ -635,6 +636,8 @@ def bad_files(chain, tmp_path_factory):
     shutil.copytree(chain.runs, folder / "runs", ignore=shutil.ignore_patterns("events*"))
     (folder / "empty").mkdir()
     (folder / "not_json.jsonl").write_text("# Chapter 1\nCall me Ishmael.\n")
+    row = '{"instruction": "Say yes.", "output": "yes"}\n'
+    (folder / "broken_line.jsonl").write_text(2 * row + row[:-3] + "\n" + row)
     (folder / "nothing.jsonl").write_text("")
     (folder / "no_rows.json").write_text("[]")
     write_jsonl(folder / "one_row.jsonl", [ROW])
@@ -742,8 +745,9 @@ def test_what_a_run_does_not_use_it_does_not_import(chain, number):
 
 def test_trackers(chain):
     before = listing(chain.runs)
-    for name in "no_such_tracker", "wandb":  # the second is known, but not installed
-        assert_one_line(run(chain.folder, 2, f"--report_to={name}"), name)
+    for name, words in ("no_such_tracker", ["no_such_tracker"]), (
+            "wandb", ["log_with=wandb", "no supported trackers", "installed"]):
+        assert_one_line(run(chain.folder, 2, f"--report_to={name}"), *words)
     assert listing(chain.runs) == before
     succeed(chain.folder, 2, "--report_to=none", "--run_name=untracked", "--steps=1", "--overwrite")
     names = {path.name for path in (chain.runs / "untracked").iterdir()}

@@ -183,7 +183,8 @@ def main():
                 speed(args, name, Path(folder))
         results[name] = {"machine": report.machine(args), "results": measure}
         if not args.learning:
-            results[name] |= {"settings": SIZES[name]}
+            steps = args.steps or SIZES[name]["steps"]
+            results[name] |= {"settings": SIZES[name] | {"steps": steps}}
         print(report.learning_table(measure) if args.learning else
               f"## {name}\n\n{report.table(measure)}", flush=True)
         if file:
