@@ -41,6 +41,12 @@ before the first one. First step: from the start of the process, imports include
 are a run's totals; other and generated ones a step's. A step of lesson 3 is 4 epochs of 2
 minibatches.
 
+**What the sweep shows.** Sizes "length x vocabulary" are two runs (one from 512 x 160 on), pinned
+to one core while now and then the other one worked: read them for growth, not for percents. With
+50,257 words the logits are the work. Dividing them by the temperature and leaving out the last
+position copy them; the bare loop does neither and is 1.2 to 1.4 times as fast there, which is the
+price of formulas that stand in the lesson as they stand in the papers. TRL pays more.
+
 **How to run it.** `python tests/bench/bench.py --help` says it all. Everything here, with TRL in
 two virtual environments of its own (1.16, and 1.12, the last that has PPO):
 
