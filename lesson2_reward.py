@@ -20,7 +20,7 @@ How to run it
 It writes runs/reward; lesson 3 uses it.
 
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 428. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 438. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -36,7 +36,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
+import threading
 import traceback
 import warnings
 from contextlib import contextmanager
@@ -44,23 +44,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
 
+if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import tqdm
+from filelock import FileLock
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
-from transformers.utils import find_adapter_config_file
 
 # ---- Settings: every field is a flag (--batch_size or --batch-size) -----------------------------
 
 
-def flag(default, help, *aliases):
-    """A field of Config; the aliases are other libraries' names for it."""
+def flag(default, help, *aliases, **metavar):
+    """A field of Config; other libraries' names for it; metavar="0..1" is what a number may be."""
     spellings = {form: 1 for alias in aliases for form in (alias, alias.replace("_", "-"))}
-    return HfArg(default=default, help=help, aliases=list(spellings))
+    return HfArg(default=default, help=help, aliases=list(spellings), metadata=metavar)
 
 
 @dataclass
@@ -76,7 +79,7 @@ class Config:
     batch_size: int = flag(64, "pairs an optimiser step, over all processes")
     micro_batch_size: int = flag(16, "pairs a forward pass: lower it when memory runs out")
     learning_rate: Optional[float] = flag(None, "5e-4; 1e-5 with --model; LoRA: tenfold", "--lr")
-    warmup_steps: int = flag(10, "steps over which the learning rate rises to its peak")
+    warmup_steps: int = flag(10, "steps until the learning rate is at its peak", metavar="0..1e6")
     weight_decay: float = flag(0.01, "of AdamW")
     freeze_backbone: bool = flag(False, "train the score head alone")
     margin: float = flag(0.0, "by how much a chosen score should exceed the rejected one")
@@ -84,15 +87,15 @@ class Config:
                               "--center_rewards_coefficient")
     max_prompt_length: int = flag(64, "tokens; pairs with longer prompts are left out")
     max_new_tokens: int = flag(48, "tokens of an answer; longer ones are cut")
-    lora_rank: int = flag(0, "train adapters of this rank and leave the weights alone (0: do not)")
+    lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
     bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
     gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
     attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
     device: Literal["auto", "cpu"] = flag("auto", "auto: CUDA or MPS where there is one")
-    save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)")
+    save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)", metavar="0..1e6")
     report_to: str = flag("tensorboard", "or wandb, trackio, ..., what accelerate knows; or: none")
-    seed: int = flag(0, "a CPU run with the same seed repeats exactly")
+    seed: int = flag(0, "a CPU run with the same seed repeats exactly", metavar="0..1e9")
     resume: bool = flag(False, "go on with an interrupted run")
     exercise: bool = flag(False, "train with your own functions, from exercises/")
     overwrite: bool = flag(False, "replace the earlier run instead of keeping it as <run_name>-1")
@@ -227,12 +230,15 @@ def tokenize_pairs(data, tokenizer, config):
         for row, prompt, answer in zip(data, prompts, answers):
             answer = (answer + [tokenizer.eos_token_id])[:config.max_new_tokens]
             row[f"{name}_ids"] = prompt + answer
+    long = sum(len(prompt) > config.max_prompt_length for prompt in prompts)
     rows = [row for row, prompt in zip(data, prompts)
             if len(prompt) <= config.max_prompt_length and row["chosen_ids"] != row["rejected_ids"]]
+    why = (f"{long} have a prompt of more than --max_prompt_length {config.max_prompt_length} "
+           f"tokens, and {len(data) - len(rows) - long} are equal in the first --max_new_tokens "
+           f"{config.max_new_tokens} of their answers")
     if len(rows) < len(data):
-        print(f"Left out: {len(data) - len(rows)} of {len(data)} pairs, which are equal or have a "
-              f"prompt of more than --max_prompt_length {config.max_prompt_length} tokens.")
-    return rows or die("no pair is left: raise --max_prompt_length")
+        print(f"Left out: {len(data) - len(rows)} of {len(data)} pairs. {why}.")
+    return rows or die(f"no pair is left: {why}")
 
 
 # ---- Models -------------------------------------------------------------------------------------
@@ -332,8 +338,12 @@ def score_one(config):
     model.to(PartialState().device)
     prompt = tokenizer.encode(format_prompt(config.prompt))
     answer = tokenizer.encode(config.score, add_special_tokens=False)
+    ids = prompt + answer + [tokenizer.eos_token_id]
+    positions = getattr(model.model.config, "max_position_embeddings", len(ids))
+    if len(ids) > positions:
+        die(f"{len(ids)} tokens are more than the {positions} positions of {config.model}")
     with torch.no_grad():
-        raw = score_answers(model, tokenizer, [prompt + answer + [tokenizer.eos_token_id]])
+        raw = score_answers(model, tokenizer, [ids])
     score = (raw.item() - model.model.config.score_mean) / model.model.config.score_std
     print(f"{score:+.2f} standard deviations from an average answer")
 
@@ -429,12 +439,12 @@ def main():
 
 FREE_TO_CHANGE = ("resume overwrite config device save_every log_level runs_dir micro_batch_size "
                   "report_to gradient_checkpointing").split()
-MAY_BE_0 = "warmup_steps save_every seed lora_rank".split()
 
 
 def die(message):
-    print("error:", textwrap.shorten(message, 600), file=sys.stderr)
-    sys.exit(2)
+    """One line, and exit code 2 or, where training had begun, 1."""
+    print("\n" * Run.begun + "error: " + " ".join(message.split())[:600], file=sys.stderr)
+    sys.exit(1 if Run.begun else 2)
 
 
 @contextmanager
@@ -453,23 +463,31 @@ def run_lesson():
         PartialState().destroy_process_group()
     except KeyboardInterrupt:
         sys.exit("\nInterrupted. A run that has a checkpoint goes on with --resume.")
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            die("out of memory: lower --micro_batch_size (the result stays the same), then "
-                "--max_new_tokens and the samples a step, or try --bf16 and --lora_rank 8")
-        if logging.root.manager.disable < logging.INFO:  # --log_level info
-            traceback.print_exc()
+    except (Exception, SystemExit) as error:
         libraries = str(Path(os.__file__).parent), str(Path(torch.__file__).parents[1])
         place = [frame for frame in traceback.extract_tb(error.__traceback__)
                  if not frame.filename.startswith(libraries)][-1]  # this file, or the user's
-        with blame(f"{place.filename}, line {place.lineno} (more with --log_level info)"):
+        if isinstance(error, SystemExit) and place.filename == __file__:
             raise
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            die("out of memory: lower --micro_batch_size (the result stays the same), then "
+                "--max_new_tokens and the samples a step, or try --bf16 and --lora_rank 8")
+        if "probability tensor" in str(error):  # torch.multinomial's words
+            die("the model has diverged and cannot be sampled from: begin again, with a lower "
+                "--learning_rate or without --bf16")
+        if logging.root.manager.disable < logging.INFO:  # --log_level info
+            traceback.print_exc()
+        die(f"{place.filename}, line {place.lineno} (more with --log_level info): "
+            f"{type(error).__name__}: {error.__cause__ or error}")
+    finally:  # nothing but the end can be interrupted from here on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_config(arguments):
     """The command line; the settings of --config, or of the run to resume, come before it."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
+    arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
     file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
     if file != Path():
@@ -477,20 +495,22 @@ def read_config(arguments):
             saved = json.loads(file.read_text(encoding="utf-8"))
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
-    config = Config(**vars(typed))
-    for name, value in vars(config).items():
-        if config.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
+    for name, value in vars(typed).items():
+        if type(value) in (int, float):
+            usual = "1..1e6" if type(value) is int else "0..1e6"
+            low, high = Config.__dataclass_fields__[name].metadata.get("metavar", usual).split("..")
+            if not float(low) <= value <= float(high):  # nan never is
+                die(f"--{name} must be between {low} and {high}, not {value}")
+        if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}")
-        least = 1 if type(value) is int and name not in MAY_BE_0 else 0
-        if type(value) in (int, float) and value < least:
-            die(f"--{name} must be at least {least}, not {value}")
-    return config
+    return Config(**vars(typed))
 
 
 def load_exercises():
     """{name: function}: the student's, where they are no stubs."""
     loader = Path(__file__).with_name("exercises") / "load.py"
-    return runpy.run_path(str(loader))["load_exercises"](BLANKS)
+    with blame("--exercise"):
+        return runpy.run_path(str(loader))["load_exercises"](BLANKS)
 
 
 def read_data(name, columns, size):
@@ -504,9 +524,13 @@ def read_data(name, columns, size):
             import datasets  # only here, because it takes its time
             data = [row for _, row in zip(range(size), datasets.load_dataset(name, split="train"))]
     for line, row in enumerate(data, start=1):
-        for column in columns:
-            if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        for column in [*columns, "input"]:  # an input may be missing
+            text = row.get(column) if isinstance(row, dict) else 0
+            if not isinstance(text or "" if column == "input" else text, str):
                 die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
+    marked = sum("### Response:" in "".join(map(str, row.values())) for row in data)
+    if marked:
+        print(f"{name}: {marked} of {len(data)} rows hold the prompt's own marker, ### Response:")
     return data or die(f"{name} holds no rows")
 
 
@@ -520,7 +544,10 @@ def make_missing(folder, lesson, duration, config):
     begun = (folder / "config.json").is_file()
     command = [sys.executable, Path(__file__).with_name(lesson), f"--runs_dir={config.runs_dir}",
                f"--device={config.device}", "--resume" if begun else f"--seed={config.seed}"]
-    child = subprocess.Popen(command + [f"--model={config.model}"] * bool(config.model))
+    # Who is told what was TYPED is in a chain: its input ends when the chain's first lesson dies.
+    child = subprocess.Popen(command + [f"--model={config.model}"] * bool(config.model),
+                             env={"TYPED": shlex.join(sys.argv)} | os.environ,
+                             stdin=None if "TYPED" in os.environ else subprocess.PIPE)
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the child too, and it saves
     if child.wait():
         sys.exit(child.returncode)
@@ -532,16 +559,25 @@ def from_pretrained(kind, name, config, **options):
     would lose small steps; without dropout, because a policy has to agree with itself; with a pad
     token that is no end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
-    with blame(f"cannot load the model {str(name)!r}"):
+    with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        adapter = find_adapter_config_file(str(path))
+        tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
+    with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
+        adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
         settings = AutoConfig.from_pretrained(base).to_dict()
+        if "MaskedLM" in str(settings["architectures"]):
+            die(f"{name} fills gaps and sees what comes after them: it cannot write")
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
         if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
             options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
-        model = kind.from_pretrained(base, dtype=config.dtype if config.lora_rank else "float32",
-                                     attn_implementation=config.attn_implementation, **options)
+        model, report = kind.from_pretrained(
+            base, dtype=config.dtype if config.lora_rank else "float32", output_loading_info=True,
+            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **options)
+        new = {"score.weight"} if "num_labels" in options else set()  # lesson 2's head
+        bad = [*report["missing_keys"] - new, *report["mismatched_keys"]]
+        for weight in bad or [x for x, w in model.named_parameters() if not w.isfinite().all()]:
+            raise ValueError(f"{weight} is missing, has another shape, or is not finite")
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             torch.manual_seed(config.seed)  # the new rows are the same in every lesson
@@ -552,8 +588,17 @@ def from_pretrained(kind, name, config, **options):
             settings.task_type = None  # a policy's adapter may become a reward model's weights
             model = peft.PeftModel.from_pretrained(model, path, config=settings).merge_and_unload()
             model.requires_grad_(True)
-    if "MaskedLM" in str(model.config.architectures):
-        die(f"{name} fills gaps and sees what comes after them: it cannot write")
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.eval(), tokenizer, end_tokens(model, tokenizer, config, name)
+
+
+def end_tokens(model, tokenizer, config, name):
+    """The ids with which an answer ends. It has to fit into the model's positions, too."""
+    length = config.max_prompt_length + config.max_new_tokens
+    if length > (positions := getattr(model.config, "max_position_embeddings", length)):
+        die(f"--max_prompt_length + --max_new_tokens is {length}; {name} has {positions} positions")
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if tokenizer.eos_token is None and not ends:
@@ -562,10 +607,7 @@ def from_pretrained(kind, name, config, **options):
     if tokenizer.eos_token_id not in ends:  # labels end with it, so generation has to stop there
         print(f"{name}: an answer ends with {tokenizer.eos_token!r}, as the tokenizer says.")
         ends = [tokenizer.eos_token_id, *ends]
-    model.config.pad_token_id = tokenizer.pad_token_id
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.eval(), tokenizer, ends
+    return ends
 
 
 def add_adapter(model, config, task):
@@ -594,6 +636,9 @@ def start(config):
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
+    if "TYPED" in os.environ:  # see make_missing
+        threading.Thread(target=lambda: os.read(0, 1) or signal.raise_signal(signal.SIGINT),
+                         daemon=True).start()
     tracker = None if config.report_to == "none" else config.report_to
     with blame("cannot start"):
         if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):
@@ -621,22 +666,32 @@ class Run:
     """A run's folder: config.json, metrics.jsonl, checkpoints, curves. An earlier run of the same
     name is kept as <run_name>-1 and so on; with --resume it goes on from its last checkpoint."""
 
+    begun = False  # training has
+
     def __init__(self, config, accelerator):
         self.config, self.accelerator, self.folder = config, accelerator, run_folder(config)
         self.is_main, folder = accelerator.is_main_process, self.folder
-        if config.resume and (folder / "model").is_dir():
+        if config.resume and (folder / "samples.md").is_file():  # it is written last
             die(f"{folder} is finished: there is nothing to resume")
-        if self.is_main and not config.resume:
-            with blame(f"cannot write to {folder}"):
-                if folder.is_dir() and any(folder.iterdir()):
+        if self.is_main:
+            with blame(f"{folder} is in use, or cannot be written to"):
+                earlier = not config.resume and folder.is_dir() and any(folder.iterdir())
+                if earlier:
                     if Path(config.model).resolve() == folder.resolve():
                         die(f"{folder} is --model and would be replaced: take another --run_name")
-                    if not (folder / "config.json").is_file():
-                        die(f"{folder} holds files that no lesson wrote: take another --run_name")
+                    file = folder / "config.json"
+                    known = json.loads(file.read_text()).keys() if file.is_file() else set()
+                    if known != asdict(config).keys():
+                        die(f"{folder} is no run of this lesson: take another --run_name")
+                self.lock = FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
+                self.lock.acquire(timeout=0)  # the system releases it when this process ends
+                if earlier:
                     n = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
                     shutil.rmtree(folder) if config.overwrite else folder.rename(f"{folder}-{n}")
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
+                shutil.rmtree(folder / "unfinished", ignore_errors=True)
+                if not config.resume:
+                    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
         accelerator.wait_for_everyone()
 
     def checkpoints(self):
@@ -646,11 +701,17 @@ class Run:
         """The steps still to come, with a bar. Each has a seed of its own, so that a resumed run
         draws what it would have drawn."""
         lines = []
-        for checkpoint in self.checkpoints()[-1:]:
-            self.accelerator.load_state(checkpoint)
-            log = (self.folder / "metrics.jsonl").read_text()
-            lines = log.splitlines(keepends=True)[:int(checkpoint.name[11:])]
-        self.rows, done = list(map(json.loads, lines)), len(lines)
+        for checkpoint in reversed(self.checkpoints()):  # the last one that is whole
+            try:
+                log = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+                lines = [log[step] for step in range(int(checkpoint.name[11:]))]
+                self.accelerator.load_state(checkpoint)
+                break
+            except Exception as error:
+                print(f"{checkpoint} is damaged: {error!r:.200}", file=sys.stderr)
+                if checkpoint == self.checkpoints()[0]:
+                    die("no checkpoint is whole: begin again, without --resume")
+        self.rows, done, Run.begun = list(map(json.loads, lines)), len(lines), True
         self.accelerator.wait_for_everyone()
         self.log = open(self.folder / "metrics.jsonl" if self.is_main else os.devnull, "w")
         self.log.writelines(lines)
@@ -671,38 +732,52 @@ class Run:
 
     def end_step(self, step, stats, **shown):
         """Log the step, and save a checkpoint when it is time or when Ctrl-C was pressed."""
+        wrong = ", ".join(name for name in stats if not torch.tensor(stats[name]).isfinite())
+        if wrong:
+            die(f"step {step}: {wrong} is not finite. Begin again with a lower --learning_rate or "
+                "without --bf16. Or was it the reward? Once it is mended, --resume goes on from "
+                f"{(self.checkpoints() or ['the start'])[-1]}")
         self.bar.set_postfix(shown)
         self.rows.append({"step": step, **stats})
         print(json.dumps(self.rows[-1]), file=self.log, flush=True)
         self.accelerator.log(stats, step)
         interrupted = self.accelerator.check_trigger()  # on any of the processes
         if interrupted or self.config.save_every and step % self.config.save_every == 0:
-            self.accelerator.save_state(self.folder / "unfinished")
-            self.accelerator.wait_for_everyone()
-            if self.is_main:  # so that what is called checkpoint-<step> is whole
-                (self.folder / "unfinished").rename(self.folder / f"checkpoint-{step}")
-                for old in self.checkpoints()[:-2]:
-                    shutil.rmtree(old)
+            with self.whole(f"checkpoint-{step}") as folder:
+                self.accelerator.save_state(folder)
+            for old in self.checkpoints()[:-2] if self.is_main else []:
+                shutil.rmtree(old)
         if interrupted:
-            again = shlex.join(sys.argv) + " --resume" * ("--resume" not in sys.argv)
+            again = os.environ.get("TYPED") or shlex.join(  # a chain goes on by itself
+                sys.argv + ["--resume"] * ("--resume" not in sys.argv))
             sys.exit(f"\nInterrupted: step {step} is saved in {self.folder}. To go on: python "
                      f"{again}" if self.is_main else 1)
 
+    @contextmanager
+    def whole(self, name):
+        """A folder to write into, which gets its name when it is whole."""
+        numbers = sum(x.numel() for model in self.accelerator._models for x in model.parameters())
+        with blame(f"cannot save {name} ({numbers * 12e-6:.0f} MB at most; --resume goes on)"):
+            yield self.folder / "unfinished"
+            self.accelerator.wait_for_everyone()
+            if self.is_main:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+                (self.folder / "unfinished").rename(self.folder / name)
+
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
-        if not self.is_main:
-            return
-        if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(self.folder / "adapter", selected_adapters=["default"],
-                                  save_embedding_layers=False)  # they were not trained
-            tokenizer.save_pretrained(self.folder / "adapter")
-            model = model.merge_and_unload()
-        model.save_pretrained(self.folder / "unfinished")
-        tokenizer.save_pretrained(self.folder / "unfinished")
-        if hasattr(model, "generation_config_to_save"):
-            file = self.folder / "unfinished" / "generation_config.json"
-            model.generation_config_to_save.to_json_file(file)
-        (self.folder / "unfinished").rename(self.folder / "model")
+        with self.whole("model") as folder:
+            if not self.is_main:
+                return
+            if hasattr(model, "merge_and_unload"):
+                model.save_pretrained(self.folder / "adapter", selected_adapters=["default"],
+                                      save_embedding_layers=False)  # they were not trained
+                tokenizer.save_pretrained(self.folder / "adapter")
+                model = model.merge_and_unload()
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            if hasattr(model, "generation_config_to_save"):
+                model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
     def close(self, curve, before, after, samples):
         """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
@@ -718,9 +793,11 @@ class Run:
         for title, texts in samples:
             text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
+        self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
             (self.folder / "samples.md").write_text(text, encoding="utf-8")
-            self.accelerator.log({"samples": text}, len(self.rows))
+            for checkpoint in self.checkpoints():
+                shutil.rmtree(checkpoint)
         print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
               f"Curves: tensorboard --logdir {self.config.runs_dir}")
         for tracker in self.accelerator.trackers:

@@ -390,7 +390,7 @@ def command_to_go_on(done):
 
 @pytest.mark.parametrize("number", [2, 3])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(chain, number):
-    name = "stopped"
+    name = f"stopped{number}"
     stopped = run(chain.folder, number, f"--run_name={name}", "--overwrite",
                   stop=(signal.SIGINT, 2))
     assert stopped.code not in (0, None) and "Traceback" not in stopped.err
@@ -416,11 +416,11 @@ def test_an_interrupted_grpo_run_with_a_reward_of_ones_own_goes_on(chain):
     (chain.folder / "my_rewards.py").write_text(LETTERS)
     own = ["--reward=my_rewards.py:f", "--max_new_tokens=6", "--overwrite"]
     succeed(chain.folder, 4, *own, "--run_name=letters")
-    stopped = run(chain.folder, 4, *own, "--run_name=stopped", stop=(signal.SIGINT, 2))
+    stopped = run(chain.folder, 4, *own, "--run_name=stopped4", stop=(signal.SIGINT, 2))
     assert stopped.code not in (0, None)
     resumed = finish(start(chain.folder, command_to_go_on(stopped)))
     assert resumed.code == 0, resumed.err
-    assert_same_run(chain.runs / "stopped", chain.runs / "letters")
+    assert_same_run(chain.runs / "stopped4", chain.runs / "letters")
     assert weights(chain.runs / "letters") != weights(chain.runs / "sft")
 
 
@@ -474,9 +474,9 @@ def test_the_adapted_kl_coefficient_survives_a_resume(chain):
     succeed(chain.folder, 3, *options, "--run_name=adapted")
     coefs = [row["kl/coef"] for row in metrics(chain.runs / "adapted")]
     assert coefs[0] == 0.1 and len(set(coefs)) == 3
-    stopped = run(chain.folder, 3, *options, "--run_name=stopped", stop=(signal.SIGINT, 2))
+    stopped = run(chain.folder, 3, *options, "--run_name=stopped3", stop=(signal.SIGINT, 2))
     finish(start(chain.folder, command_to_go_on(stopped)))
-    assert_same_run(chain.runs / "stopped", chain.runs / "adapted")
+    assert_same_run(chain.runs / "stopped3", chain.runs / "adapted")
 
 
 @pytest.mark.slow
@@ -977,7 +977,7 @@ def check_own_model(folder, make_model, name):
     done = succeed(folder, 4, sft, "--data=plain.jsonl", "--reward=my_rewards.py:f", long,
                    *small[4])
     assert without_bar(done.err) == []
-    assert sorted(path.name for path in runs.iterdir()) == ["grpo", "ppo", "reward", "sft"]
+    assert sorted(path.name for path in runs.glob("[!.]*")) == ["grpo", "ppo", "reward", "sft"]
     assert {path.name for path in (folder / "runs").iterdir()} == {name}
     return runs
 

@@ -28,6 +28,13 @@ needs_peft = pytest.mark.peft
 LORA = pytest.param(2, marks=needs_peft)  # a rank for --lora_rank
 
 
+@pytest.fixture(autouse=True)
+def not_begun(lesson1, lesson2, lesson3, lesson4):
+    """A process has one run; here they follow one another, and none has begun yet."""
+    for lesson in lesson1, lesson2, lesson3, lesson4:
+        lesson.Run.begun = False
+
+
 @pytest.fixture
 def accelerator():
     """As start() makes it, for one test: it remembers what it has prepared."""
@@ -283,7 +290,7 @@ def test_answers_end_with_a_token_that_generation_stops_at(
     printed = capsys.readouterr().out
     assert model.generation_config.eos_token_id == ends
     assert printed.count("\n") == bool(words) and words in printed
-    config = lesson1.Config(device="cpu", max_prompt_length=200)
+    config = lesson1.Config(device="cpu", max_prompt_length=80)
     rows = lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
     assert {row["labels"][-1] for row in rows} == {end}
     prefer(model, end, 1000.)
@@ -317,11 +324,11 @@ def tea(lesson1, llama):
 def test_a_begin_token_stands_before_the_prompt_in_examples_and_pairs(lesson1, lesson2, tea):
     tokenizer, prompt, answer = tea
     example = [{"instruction": "Say tea.", "output": "tea"}]
-    [row] = lesson1.tokenize_examples(example, tokenizer, lesson1.Config(max_prompt_length=200))
+    [row] = lesson1.tokenize_examples(example, tokenizer, lesson1.Config(max_prompt_length=80))
     assert row["input_ids"] == prompt + answer
     assert row["labels"] == [-100] * len(prompt) + answer
     pair = [{"instruction": "Say tea.", "chosen": "tea", "rejected": ""}]
-    [row] = lesson2.tokenize_pairs(pair, tokenizer, lesson2.Config(max_prompt_length=200))
+    [row] = lesson2.tokenize_pairs(pair, tokenizer, lesson2.Config(max_prompt_length=80))
     assert (row["chosen_ids"], row["rejected_ids"]) == (prompt + answer, prompt + answer[-1:])
 
 
@@ -329,7 +336,7 @@ def test_a_begin_token_stands_before_prompts_to_answer(lesson3, lesson4, tea, tm
     tokenizer, prompt, _ = tea
     data = tmp_path / "data.json"
     data.write_text(json.dumps([{"instruction": "Say tea."}]))
-    settings = dict(max_prompt_length=200, data=str(data))
+    settings = dict(max_prompt_length=80, data=str(data))
     for part in (lesson3.load_prompts(lesson3.Config(**settings), tokenizer),
                  *lesson4.load_grpo_prompts(lesson4.Config(**settings), tokenizer)):
         assert [row["prompt_ids"] for row in part] == [prompt]
@@ -893,7 +900,7 @@ WORLD = {"instruction": ["Say tea.", "Say it.", "Say it again, please, and at le
 
 def test_sft_examples_mask_the_prompt_and_train_the_end_token(lesson1, hub_model):
     tokenizer = load(lesson1, hub_model)[1]
-    config = lesson1.Config(device="cpu", max_prompt_length=200, max_new_tokens=4)
+    config = lesson1.Config(device="cpu", max_prompt_length=80, max_new_tokens=4)
     rows = lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
     for row, instruction, input, output in zip(rows, *WORLD.values()):
         prompt = tokenizer.encode(lesson1.format_prompt(instruction, input))
@@ -981,7 +988,7 @@ def test_a_loss_that_is_no_number_does_not_stop_the_closing(lesson1, accelerator
 def train_sft(lesson1, folder, accelerator, **settings):
     """-> (the run, the model)"""
     config = lesson1.Config(**dict(
-        device="cpu", steps=3, batch_size=5, warmup_steps=0, max_prompt_length=200,
+        device="cpu", steps=3, batch_size=5, warmup_steps=0, max_prompt_length=80,
         learning_rate=1e-3, bucket=8) | settings)
     model, tokenizer = load(lesson1, folder, lora_rank=config.lora_rank,
                             gradient_checkpointing=config.gradient_checkpointing)
@@ -1006,7 +1013,7 @@ def test_sft_with_micro_batches_is_sft(lesson1, gpt2, accelerator, tmp_path, kee
 @pytest.mark.parametrize("lora_rank", [0, LORA])
 def test_training_ends_with_the_weights_of_the_best_held_out_loss(
         lesson1, gpt2, accelerator, tmp_path, monkeypatch, keep_ctrl_c, lora_rank):
-    seen, losses = [], [3., 1., 2., float("nan")]
+    seen, losses = [], [3., 1., 2., 2.]
 
     def held_out_loss(model, *rest):
         seen.append(weights(model))
@@ -1015,22 +1022,23 @@ def test_training_ends_with_the_weights_of_the_best_held_out_loss(
     monkeypatch.setattr(lesson1, "held_out_loss", held_out_loss)
     run, model = train_sft(lesson1, gpt2, accelerator, runs_dir=str(tmp_path), steps=4,
                            eval_every=1, lora_rank=lora_rank)
-    assert [row["loss/held_out"] for row in run.rows][:3] == losses[:3]
+    assert [row["loss/held_out"] for row in run.rows] == losses
     assert torch.equal(weights(model), seen[1])
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_training_whose_loss_was_never_a_number_says_so(
+def test_training_ends_where_the_held_out_loss_is_no_number(
         lesson1, gpt2, accelerator, tmp_path, monkeypatch, keep_ctrl_c, capsys):
     monkeypatch.setattr(lesson1, "held_out_loss", lambda *_: float("nan"))
     with pytest.raises(SystemExit) as stopped:
         train_sft(lesson1, gpt2, accelerator, runs_dir=str(tmp_path))
-    assert stopped.value.code == 2 and "never a number" in capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert "step 3: loss/held_out is not finite" in capsys.readouterr().err
 
 
 def test_held_out_loss_is_a_mean_over_tokens(lesson1, gpt2, accelerator):
     model, tokenizer = load(lesson1, gpt2)
-    config = lesson1.Config(device="cpu", max_prompt_length=200, micro_batch_size=2)
+    config = lesson1.Config(device="cpu", max_prompt_length=80, micro_batch_size=2)
     rows = lesson1.tokenize_examples(rows_of(WORLD), tokenizer, config)
     losses = []
     for row in rows:
@@ -1161,7 +1169,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out(lesson2, hub_model, capsys):
     tokenizer = load_reward(lesson2, hub_model)[1]
     pairs = rows_of({"instruction": ["A?", "B?", "C?"], "chosen": ["xyzzy1", "1", "no"],
                      "rejected": ["xyzzy2", "2", "no"]})
-    config = lesson2.Config(device="cpu", max_prompt_length=200, max_new_tokens=5)
+    config = lesson2.Config(device="cpu", max_prompt_length=80, max_new_tokens=5)
     rows = lesson2.tokenize_pairs(pairs, tokenizer, config)
     assert [row["instruction"] for row in rows] == ["B?"] and "2 of 3" in capsys.readouterr().out
     prompt, end = tokenizer.encode(lesson2.format_prompt("B?")), tokenizer.eos_token_id
@@ -1189,7 +1197,7 @@ def train_rewards(lesson2, gpt2, run_main, tmp_path, monkeypatch):
     def train(**flags):
         monkeypatch.setattr(lesson2, "make_reward_model", make_reward_model)
         stats = run_main(lesson2, **dict(
-            model=gpt2, data=data, batch_size=5, warmup_steps=0, max_prompt_length=200,
+            model=gpt2, data=data, batch_size=5, warmup_steps=0, max_prompt_length=80,
             learning_rate=1e-3) | flags)
         model, before = made[-1]
         return stats, model, {name for name, weight in model.named_parameters()
@@ -1374,7 +1382,7 @@ def test_fewer_samples_than_are_shown(lesson3, gpt2, run_main, tmp_path):
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps({"instruction": f"Say {i}."}) + "\n" for i in range(6)))
     run_main(lesson3, model=gpt2, data=data, reward="sentiment", steps=1, num_samples=4,
-             batch_size=4, max_new_tokens=4, max_prompt_length=200)
+             batch_size=4, max_new_tokens=4, max_prompt_length=80)
     [samples] = (tmp_path / "runs").glob("**/samples.md")
     assert samples.read_text("utf-8").count("- after:") == 4
 
