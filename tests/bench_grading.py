@@ -67,7 +67,7 @@ def main():
         cohort_folder = Path(folder, "cohort")
         cohort_folder.mkdir()
         make_cohort(cohort_folder, size)
-        cohort = find_cohort(cohort_folder, FILES)
+        cohort = find_cohort(cohort_folder)
         begun, answers_runs, nursery = time.perf_counter(), runs_of_the_answers(), Nursery()
         start = time.perf_counter() - begun
         jobs = os.cpu_count()

@@ -1,8 +1,8 @@
 """Grades a folder of submissions: python tests/grade.py cohort/ --out out/
 
 A submission is a folder, a clone of a repository or a zip file with any of ex1_sft.py,
-ex2_reward.py, ex3_ppo.py and ex4_grpo.py in it. `python tests/grade.py alice/` grades one. Grading
-that was interrupted goes on where it stopped; a submission that has changed is graded again.
+ex2_reward.py, ex3_ppo.py and ex4_grpo.py in it. `python tests/grade.py alice/ --one` grades one.
+Grading that was interrupted goes on where it stopped; who has changed a file is graded again.
 
 The students' code runs in processes that have given up what the system lets them give up (see
 tests/INSTRUCTORS.md); those only compute, and this one judges."""
@@ -39,7 +39,7 @@ def fail(message):
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = fail
-    parser.add_argument("cohort", type=Path, help="a folder of submissions, or one submission")
+    parser.add_argument("cohort", type=Path, help="a folder of submissions; a zip file, or a folder with --one, is one")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where to write (out)")
     parser.add_argument("--one", action="store_true",
                         help="the folder is one submission, whatever is in it")
@@ -131,7 +131,7 @@ def main(arguments):
     torch.set_num_threads(1)
     check_output(options)
     try:
-        cohort = find_cohort(options.cohort, FILES, options.one, options.out.resolve())
+        cohort = find_cohort(options.cohort, options.one, options.out.resolve())
         options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         fail(str(error))

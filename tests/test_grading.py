@@ -44,7 +44,7 @@ def answers_runs():
 def run(nursery, answers_runs):
     """A function: grades a cohort's folder. -> {name: Grade}"""
     def grade(cohort, out, one=False):
-        found = find_cohort(cohort, FILES, one)
+        found = find_cohort(cohort, one)
         options = SimpleNamespace(out=out, jobs=2)
         return {grade.name: grade for grade in command.grade_cohort(
             found, options, nursery, answers_runs)}
@@ -112,16 +112,56 @@ def test_a_cohort_is_folders_and_zips_in_order(tmp_path):
                    f".hidden/{FILE}": ANSWER, "empty/notes.txt": b""})
     put_zip(tmp_path / "bob.zip", {FILE: ANSWER})
     put_zip(tmp_path / "ALICE.ZIP", {FILE: ANSWER})
-    names = [name for _, name in find_cohort(tmp_path, FILES)]
+    names = [name for _, name in find_cohort(tmp_path)]
     assert names == ["ALICE", "bob", "bob-zip", "empty", "Ärger 学"]
 
 
-@pytest.mark.parametrize("files", [{FILE: ANSWER}, {f"exercises/{FILE}": ANSWER}])
+@pytest.mark.parametrize("files", [{FILE: ANSWER}, {f"exercises/{FILE}": ANSWER}, {"x": b""}])
 def test_one_submission_is_a_cohort_of_one(files, tmp_path):
     put(tmp_path / "alice", files)
-    assert find_cohort(tmp_path / "alice", FILES) == [(tmp_path / "alice", "alice")]
+    assert find_cohort(tmp_path / "alice", one=True) == [(tmp_path / "alice", "alice")]
     path = put_zip(tmp_path / "bob.zip", files)
-    assert find_cohort(path, FILES) == [(path, "bob")]
+    assert find_cohort(path) == find_cohort(path, one=True) == [(path, "bob")]
+
+
+@pytest.mark.parametrize("place", ["exercises/", "exercises/exercises/", "", "alice/exercises/"])
+@pytest.mark.parametrize("file", ["ex1_sft.py", FILE])
+def test_nothing_that_a_student_hands_in_makes_a_cohort_one_submission(place, file, tmp_path):
+    """Neither a student called "exercises" nor a file beside the students' folders."""
+    three_students(tmp_path)
+    put(tmp_path, {f"{place}{file}": ANSWER})
+    names = [name for _, name in find_cohort(tmp_path)]
+    assert names == sorted({"alice", "bob", "carol", *place.split("/")[:1]} - {""})
+
+
+def test_one_submission_without_the_option_is_told_of_it(tmp_path, capsys):
+    put(tmp_path, {f"alice/{FILE}": ANSWER, f"bob/exercises/{FILE}": ANSWER})
+    with pytest.raises(ValueError, match="add --one"):
+        find_cohort(tmp_path / "alice")
+    assert find_cohort(tmp_path / "bob") == [(tmp_path / "bob" / "exercises", "exercises")]
+    assert "add --one" in capsys.readouterr().out
+
+
+def test_a_student_who_is_a_link_has_a_row_that_says_so(tmp_path):
+    """A link to a folder, to a zip file, to nothing, to itself, and to what may not be read."""
+    cohort = put(tmp_path / "cohort", {f"alice/{FILE}": ANSWER})
+    put(tmp_path / "other", {FILE: ANSWER})
+    put_zip(tmp_path / "other.zip", {FILE: ANSWER})
+    links = {"bob": "../other", "carol.zip": "../other.zip", "dave": "../nothing",
+             "eve": "eve", "fay": "/root/secret/fay"}
+    for name, target in links.items():
+        (cohort / name).symlink_to(target)
+    submissions = [read(*place, FILES) for place in find_cohort(cohort)]
+    assert [each.name for each in submissions] == ["alice", "bob", "carol", "dave", "eve", "fay"]
+    assert submissions[0].files and submissions[0].notes == []
+    for each in submissions[1:]:
+        assert each.files == {} and "it is a link" in each.notes[0]
+
+
+def test_a_link_that_the_instructor_names_is_followed(tmp_path):
+    (tmp_path / "newest").symlink_to(put(tmp_path / "alice", {FILE: ANSWER}))
+    (place, name), = find_cohort(tmp_path / "newest", one=True)
+    assert name == "alice" and read(place, name, FILES).files == {"ex2_reward": ANSWER}
 
 
 def test_submissions_are_read_one_after_the_other(tmp_path, monkeypatch, answers_runs):
@@ -136,7 +176,7 @@ def test_submissions_are_read_one_after_the_other(tmp_path, monkeypatch, answers
                         or Grade(submission.name, "", 0, [], []))
     monkeypatch.setattr(reports, "write_all", lambda grade, out: None)
     options = SimpleNamespace(out=tmp_path / "out", jobs=2)
-    command.grade_cohort(find_cohort(tmp_path, FILES), options, None, answers_runs)
+    command.grade_cohort(find_cohort(tmp_path), options, None, answers_runs)
     waiting = [log[:i].count("read") - log[:i].count("graded") for i in range(len(log) + 1)]
     assert max(waiting) <= 4 and log.count("read") == log.count("graded") == 30
 
@@ -226,7 +266,7 @@ def graded(tmp_path_factory, nursery, answers_runs):
     put(folder / "cohort" / "学生 3", {})
     (folder / "cohort" / "学生 3").mkdir()
     options = SimpleNamespace(out=folder / "out", jobs=2)
-    grades = command.grade_cohort(find_cohort(folder / "cohort", FILES), options, nursery,
+    grades = command.grade_cohort(find_cohort(folder / "cohort"), options, nursery,
                                   answers_runs)
     reports.write_csv(grades, folder / "out" / "grades.csv")
     return folder / "out", {grade.name: grade for grade in grades}
@@ -415,7 +455,8 @@ def test_strict_refuses_a_system_without_the_first_tier(tmp_path, monkeypatch, c
 def test_the_command_ends_with_1_below_the_pass_mark(tmp_path):
     put(tmp_path, {f"alice/{FILE}": ANSWER})
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "grade.py"), "alice", "--pass_mark", "14.5"],
+        [sys.executable, str(ROOT / "tests" / "grade.py"), "alice", "--one",
+         "--pass_mark", "14.5"],
         capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "1 graded. Points of 100: lowest 14" in done.stdout
@@ -460,18 +501,17 @@ def test_a_file_that_is_no_zip_is_no_submission(tmp_path, quick, capsys):
 
 def test_what_is_no_submission_is_named(tmp_path, quick, capsys):
     """A student whose file is no folder and no zip is left out, and that is said."""
-    put(tmp_path, {f"cohort/14/{FILE}": ANSWER, "cohort/bob.tar.gz": b"x"})
-    (tmp_path / "cohort" / "carol").symlink_to(tmp_path / "cohort" / "14")
+    put(tmp_path, {f"cohort/14/{FILE}": ANSWER, "cohort/bob.tar.gz": b"x", f"cohort/{FILE}": b""})
+    (tmp_path / "cohort" / "carol.txt").symlink_to("bob.tar.gz")
     command.main([str(tmp_path / "cohort"), "--out", str(tmp_path / "out")])
-    seen = "".join(capsys.readouterr())
-    assert "bob.tar.gz" in seen and "carol" in seen
+    assert f"zip files: bob.tar.gz, carol.txt, {FILE}\n" in capsys.readouterr().out
 
 
 def test_similarity_finds_a_copy_with_other_names(tmp_path):
     copy = ANSWER.replace(b"attention_mask", b"m").replace(b"rejected", b"r")
     for name, text in ("alice", ANSWER), ("bob", copy), ("carol", STUBS["ex2_reward"]):
         put(tmp_path / name, {FILE: text})
-    similarity.write_csv(find_cohort(tmp_path, FILES), tmp_path / "s.csv")
+    similarity.write_csv(find_cohort(tmp_path), tmp_path / "s.csv")
     with open(tmp_path / "s.csv", newline="", encoding="utf-8-sig") as file:
         pairs = {(row["one"], row["other"]) for row in csv.DictReader(file)}
     assert pairs == {("(answers)", "alice"), ("(answers)", "bob"), ("alice", "bob")}

@@ -26,38 +26,45 @@ class Submission:
         return hashlib.sha256(content).hexdigest()
 
 
-def find_cohort(path, names, one=False, leave_out=None):
-    """[(path, unique name)] of the submissions in a folder of submissions; a folder or zip that
-    holds exercises itself is one, and so is whatever comes with `one`. `leave_out`, the output
-    folder, may lie among them. Raises ValueError where there is nothing to grade."""
+def find_cohort(path, one=False, leave_out=None):
+    """[(path, unique name)] of the submissions in a folder. A zip file is one submission, and so is
+    a folder that comes with `one`: what lies in a folder never decides it, because that comes from
+    students. `leave_out`, the output folder, may lie among the submissions. Raises ValueError where
+    there is nothing to grade."""
     if not path.exists():
         raise ValueError(f"there is no {path}")
     if path.is_file() and path.suffix.lower() != ".zip":
         raise ValueError(f"{path} is neither a folder nor a zip file")
-    if path.is_file():
-        return [(path, safe(path.stem))]
-    wanted = {f"{name}.py" for name in names}
-    if one or any((path / inner / name).is_file() for inner in ("", "exercises")
-                  for name in wanted):
-        return [(path, safe(path.resolve().name))]
+    if path.is_file() or one:
+        whole = path.resolve()
+        return [(whole, safe(whole.stem if whole.is_file() else whole.name))]
     entries, others = [], []
     for entry in sorted(path.iterdir()):
-        if not entry.name.startswith(".") and entry.resolve() != leave_out:
-            good = not entry.is_symlink() and (entry.is_dir() or entry.suffix.lower() == ".zip")
-            (entries if good else others).append(entry)
+        if not entry.name.startswith(".") and os.path.realpath(entry) != str(leave_out):
+            (entries if is_of_a_student(entry) else others).append(entry)
     if others:
         print(f"Not graded, being neither folders nor zip files: "
               f"{', '.join(safe(other.name) for other in others[:10])}")
     if not entries:
-        raise ValueError(f"{path} holds no folder and no zip file of a student")
+        raise ValueError(f"{path} holds no folder and no zip file of a student; if it is one "
+                         "submission, add --one")
+    if any(entry.name == "exercises" for entry in entries):
+        print(f"Graded as a student: {path / 'exercises'}. If {path} is one submission, add --one.")
     taken, cohort = set(), []
     for entry in entries:
-        name = safe(entry.name if entry.is_dir() else entry.stem)
+        is_zip = entry.suffix.lower() == ".zip" and not os.path.isdir(entry)
+        name = safe(entry.stem if is_zip else entry.name)
         while name.casefold() in taken:
-            name += "-zip" if entry.is_file() else "-2"
+            name += "-zip" if is_zip else "-2"
         taken.add(name.casefold())
         cohort.append((entry, name))
     return cohort
+
+
+def is_of_a_student(entry):
+    """Folders, zip files, and links to them or to nothing, which `read` says are links. (os.path
+    asks without an exception, wherever a link may lead.)"""
+    return (os.path.isdir(entry) or entry.suffix.lower() == ".zip" or not os.path.exists(entry))
 
 
 def safe(name):
@@ -73,6 +80,10 @@ def safe(name):
 def read(path, name, names):
     """One Submission. What cannot be read becomes a note, never an exception."""
     submission = Submission(name)
+    if path.is_symlink():
+        submission.notes.append(f"{path.name} was not read: it is a link; put the folder or zip "
+                                "file itself in its place")
+        return submission
     try:
         found = from_zip(path, submission) if path.is_file() else from_folder(path, submission)
         choose(found, submission, names)
