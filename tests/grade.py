@@ -94,8 +94,45 @@ def graded_before(submission, out):
 
 
 def grade_cohort(cohort, options, nursery, answers_runs):
-    """-> the grades, in the cohort's order, each with its reports. What students' code sends back
-    may be large: it is held of a few submissions that are run ahead, and of no more."""
+    """-> the grades, in the cohort's order, each with its reports."""
+    grades = grade_side_by_side(cohort, options, nursery, answers_runs)
+    late = [i for i, grade in enumerate(grades) if grade.late]
+    for i in tqdm(late, desc="timeouts, once more", disable=not late):
+        grades[i] = grade_once_more(cohort[i], grades[i], options, nursery, answers_runs)
+    return grades
+
+
+def judged(submission, examined, answers_runs):
+    """-> the Grade. `examined()` gives what examine.examine found, or raises what it raised."""
+    try:
+        return examine.grade(submission, examined(), answers_runs)
+    except Exception as error:  # one submission never stops the others
+        return examine.failed(submission, error)
+
+
+def written(grade, submission, out):
+    """The grade, with its reports written."""
+    try:
+        reports.write_all(grade, out)
+    except Exception as error:
+        grade = examine.failed(submission, error)
+        reports.write_all(grade, out)
+    return grade
+
+
+def grade_once_more(place, first, options, nursery, answers_runs):
+    """Alone, because a timeout may have been the fault of whatever ran beside it. -> the better
+    grade of the two."""
+    submission = read(*place, FILES)
+    second = judged(submission, lambda: examine.examine(submission, nursery), answers_runs)
+    if second.total() <= first.total():
+        return first
+    return written(second, submission, options.out)
+
+
+def grade_side_by_side(cohort, options, nursery, answers_runs):
+    """-> the first grades. What students' code sends back may be large: it is held of a few
+    submissions that are run ahead, and of no more."""
     grades = []
 
     def begin(place):
@@ -104,20 +141,12 @@ def grade_cohort(cohort, options, nursery, answers_runs):
         return submission, before, None if before else pool.submit(
             examine.examine, submission, nursery)
 
-    def finish(submission, future):
-        try:
-            grade = examine.grade(submission, future.result(), answers_runs)
-            reports.write_all(grade, options.out)
-        except Exception as error:  # one submission never stops the others
-            grade = examine.failed(submission, error)
-            reports.write_all(grade, options.out)
-        return grade
-
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(cohort), desc="grading") as bar:
         waiting = [begin(place) for place in cohort[:options.jobs + 1]]
         for i in range(len(cohort)):
             submission, grade, future = waiting.pop(0)
-            grade = grade or finish(submission, future)
+            grade = grade or written(
+                judged(submission, future.result, answers_runs), submission, options.out)
             if i + options.jobs + 1 < len(cohort):
                 waiting.append(begin(cohort[i + options.jobs + 1]))
             grades.append(grade)

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import grade as command
 import pytest
-from checks import BLANKS, FILES, RUNS
-from checks.client import Nursery
+from checks import BLANKS, FILES, RUNS, client
+from checks.client import LockedWorker, Nursery
 from checks.core import ROOT, Result, compare
 from grading import examine, reports, similarity
 from grading.examine import FULL_POINTS, POINTS, Grade, earned_share
@@ -409,6 +409,82 @@ def test_an_interrupted_run_goes_on(tmp_path, run, monkeypatch):
     seed = json.loads((out / "state" / "alice.json").read_text())["seed"]
     grades = run(cohort, out)
     assert grades["alice"].seed == seed and {grade.total() for grade in grades.values()} == {14}
+
+
+@needs_linux
+def test_the_computing_of_a_locked_worker_is_counted(nursery, tmp_path, monkeypatch):
+    """It computes in a child of the process that the warm one has started."""
+    monkeypatch.setattr(client, "PATIENCE", 60)
+    put(tmp_path, {FILE: b"while True: pass"})
+    worker = LockedWorker(tmp_path, nursery)
+    answer = worker.ask({"file": "ex2_reward", "function": "f", "inputs": {}, "grad": []}, 1)
+    assert answer["message"] == "no answer within 1 seconds of computing: does it loop for ever?"
+
+
+LATE = {"status": "timeout", "message": "no answer"}
+
+
+@pytest.fixture
+def slow_beside_others(monkeypatch):
+    """examine() with a machine on which bob's last function is too late, as often as `times` says.
+    -> a list of who begins and ends."""
+    log, real = SimpleNamespace(times=1, events=[]), examine.examine
+
+    def examined(submission, nursery):
+        log.events.append(f"{submission.name} begins")
+        seed, protections, collected, runs = real(submission, nursery)
+        log.events.append(f"{submission.name} ends")
+        if submission.name == "bob" and log.times > 0:
+            log.times -= 1
+            number = next(i for i, blank in enumerate(BLANKS) if blank.name == "pool_scores")
+            cases, outcomes, _ = collected[number]
+            collected[number] = cases, outcomes[:-1], LATE
+        return seed, protections, collected, runs
+
+    monkeypatch.setattr(examine, "examine", examined)
+    return log
+
+
+@needs_linux
+def test_a_timeout_is_tried_once_more_alone_at_the_end(tmp_path, run, slow_beside_others):
+    cohort, out = three_students(tmp_path / "cohort"), tmp_path / "out"
+    grades = run(cohort, out)
+    assert [grade.total() for grade in grades.values()] == [14, 14, 14]
+    assert slow_beside_others.events[-2:] == ["bob begins", "bob ends"]
+    assert slow_beside_others.events.count("bob begins") == 2 and len(
+        slow_beside_others.events) == 8, "one of them more, when the three had ended"
+    assert "bob: 14 of 100" in (out / "reports" / "bob.md").read_text("utf-8")
+    slow_beside_others.events.clear()
+    assert run(cohort, out) == grades and slow_beside_others.events == []
+
+
+@needs_linux
+def test_the_same_command_tries_timeouts_again(tmp_path, run, slow_beside_others):
+    """Twice too late in the first run. The second one tries him alone, and nobody else."""
+    cohort, out = three_students(tmp_path / "cohort"), tmp_path / "out"
+    slow_beside_others.times = 2
+    first = run(cohort, out)
+    assert first["bob"].late and [grade.total() for grade in first.values()] == [14, 9, 14]
+    slow_beside_others.events.clear()
+    assert run(cohort, out)["bob"].total() == 14
+    assert slow_beside_others.events == ["bob begins", "bob ends"]
+
+
+@needs_linux
+def test_a_second_try_never_costs_points(tmp_path, run, slow_beside_others, monkeypatch):
+    cohort, out = three_students(tmp_path / "cohort"), tmp_path / "out"
+    first, real = [], examine.grade
+
+    def worse(submission, examined, answers_runs):
+        grade = real(submission, examined, answers_runs)
+        if submission.name == "bob":
+            grade.checks = grade.checks if not first else []
+            first.append(grade)
+        return grade
+
+    monkeypatch.setattr(examine, "grade", worse)
+    assert run(cohort, out)["bob"].total() == 9 and len(first) == 2
+    assert "bob: 9 of 100" in (out / "reports" / "bob.md").read_text("utf-8")
 
 
 def test_a_changed_grader_grades_again(tmp_path, monkeypatch):

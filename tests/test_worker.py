@@ -1,18 +1,27 @@
 """The process that runs a student's code: it survives, or is replaced, whatever the code does."""
 
+import sys
+
 import pytest
 import torch
-from checks import FILES, RUNS
+from checks import FILES, RUNS, client
 from checks.client import Worker
 from checks.core import judge_run_in_worker, load_answers, report
 from make_exercises import functions, make_stubs
 from conftest import ROOT
 
-HOSTILE = '''import os, sys, torch
+HOSTILE = '''import os, sys, time, torch
 
 def loops(x):
     while True:
         pass
+
+def is_kept_waiting(x):
+    time.sleep(1)
+    return x
+
+def sleeps(x):
+    time.sleep(10**6)
 
 def dies(x):
     os._exit(0)
@@ -96,6 +105,32 @@ def test_an_endless_loop_is_ended(worker):
     assert ask(worker, "loops", seconds=1)["status"] == "timeout"
     assert process.poll() is not None, "it still runs"
     assert ask(worker, "good")["output"].tolist() == [2, 2]
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="CPU time is read from /proc")
+
+
+@needs_linux
+def test_time_in_which_a_process_does_not_compute_is_not_held_against_it(worker, monkeypatch):
+    """A busy machine lets a process wait; here it does so itself, for five times the limit."""
+    monkeypatch.setattr(client, "PATIENCE", 300)
+    ask(worker, "good")
+    spent = worker.seconds_spent
+    assert ask(worker, "is_kept_waiting", seconds=0.2)["status"] == "returned"
+    assert worker.seconds_spent - spent < 0.2, "computing"
+
+
+@needs_linux
+def test_computing_is_bounded_by_itself_and_waiting_by_the_clock(worker, monkeypatch):
+    """A bound on the clock of two weeks never ends a loop; one of a second ends a sleep."""
+    monkeypatch.setattr(client, "PATIENCE", 10**6)
+    ask(worker, "good")
+    outcome = ask(worker, "loops", seconds=1)
+    assert outcome["status"] == "timeout" and "does it loop for ever?" in outcome["message"]
+    ask(worker, "good")
+    monkeypatch.setattr(client, "PATIENCE", 5)
+    outcome = ask(worker, "sleeps", seconds=0.2)
+    assert outcome["status"] == "timeout" and "does it sleep" in outcome["message"]
 
 
 @pytest.mark.parametrize("function", ["shouts", "eats_input"])

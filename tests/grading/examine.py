@@ -18,7 +18,8 @@ from checks.core import CASE_SECONDS, ROOT, Result, collect, judge, judge_run, r
 
 POINTS = json.loads((ROOT / "tests" / "points.json").read_text("utf-8"))
 FULL_POINTS = sum(sum(points.values()) for points in POINTS.values())
-SUBMISSION_SECONDS, RUN_SECONDS, TIMEOUTS_A_FILE = 120, 20, 3
+SUBMISSION_SECONDS, RUN_SECONDS, TIMEOUTS_A_FILE = 120, 20, 3  # seconds of computing
+SUBMISSION_CLOCK = 300  # seconds on the clock, the last answer's not counted
 STATUSES = {"todo": "not_started", "missing": "not_started"}  # the gradebook's words
 
 
@@ -32,6 +33,7 @@ class Grade:
     protections: list
     notes: list
     checks: list = field(default_factory=list)  # one dictionary a check
+    late: bool = False  # something took too long
 
     def total(self, file=None):
         return round(sum(check["points"] for check in self.checks
@@ -43,12 +45,13 @@ def examine(submission, nursery=None):
     seed = secrets.randbelow(2**31 - 10_000)
     folder = tempfile.mkdtemp(prefix="grading-")
     worker = LockedWorker(folder, nursery)
-    deadline = time.monotonic() + SUBMISSION_SECONDS
+    deadline = time.monotonic() + SUBMISSION_CLOCK
     timeouts = Counter()
 
     def ask(request, seconds=CASE_SECONDS):
-        left = deadline - time.monotonic()
-        if left <= 0 or timeouts[request["file"]] >= TIMEOUTS_A_FILE:
+        left = SUBMISSION_SECONDS - worker.seconds_spent
+        is_over = left <= 0 or time.monotonic() > deadline
+        if is_over or timeouts[request["file"]] >= TIMEOUTS_A_FILE:
             return {"status": "timeout", "message": "not tried: too much time was spent before"}
         answer = worker.ask(request, min(seconds, left))
         timeouts[request["file"]] += answer["status"] == "timeout"
@@ -75,8 +78,10 @@ def grade(submission, examined, answers_runs):
                        if all(result.status == "passed" for result in blanks)
                        else Result(run, "todo"))
     results.sort(key=lambda result: list(POINTS).index(result.blank.file))
+    ends = [*(stopped for *_, stopped in collected if stopped), *runs]
     return Grade(submission.name, state_of(submission), seed, protections, list(submission.notes),
-                 [as_check(result) for result in results])
+                 [as_check(result) for result in results],
+                 late=any(end["status"] == "timeout" for end in ends))
 
 
 def failed(submission, error):
