@@ -339,12 +339,15 @@ def weaker(monkeypatch, tmp_path):
         nursery.stop()
 
 
-@pytest.mark.parametrize("lacking", [("namespaces",), ("namespaces", "landlock"), ("seccomp",),
-                                     ("landlock",)], ids=" and ".join)
-def test_a_system_with_fewer_protections(lacking, weaker, grader, alone, place, monkeypatch):
+@pytest.mark.parametrize("lacking, name", [
+    (("namespaces",), "sends signals"),
+    (("namespaces",), "makes itself and the warm process slow"),
+    (("namespaces",), "watches folders for the names of others"),
+    (("namespaces", "landlock"), "sends signals"), (("seccomp",), "writes files"),
+    (("landlock",), "sends signals")], ids=str)
+def test_a_system_with_fewer_protections(lacking, name, weaker, grader, alone, place, monkeypatch):
     """What remains still holds, and the report says what it was."""
-    names = {"namespaces": "sends signals", "landlock": "sends signals", "seccomp": "writes files"}
-    hostile = next(spy for spy in SPIES if spy.name == names[lacking[-1]])
+    hostile = next(spy for spy in SPIES if spy.name == name)
     monkeypatch.setattr(grader, "nursery", weaker(*lacking))
     (place / "cohort" / "hostile").mkdir()
     (place / "cohort" / "hostile" / "ex2_reward.py").write_text(

@@ -188,6 +188,23 @@ attempt(*[lambda kind=kind: works(160, kind, ctypes.addressof(limits)) or 1 / 0
         lambda: resource.setrlimit(resource.RLIMIT_CPU, (1000, 1000)),
         lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))
 '''),
+    spy("makes itself and the warm process slow", SYSCALL + '''
+import struct
+def call(number, *args):
+    return lambda: works(number, *args) or 1 / 0
+idle, param, one_core = 5, ctypes.create_string_buffer(8), ctypes.create_string_buffer(b"\\1", 8)
+attributes = ctypes.create_string_buffer(struct.pack("IIQiIQQQ", 48, idle, 0, 0, 0, 0, 0, 0))
+param, one_core, attributes = map(ctypes.addressof, (param, one_core, attributes))
+for pid in 0, {NURSERY}:  # itself first: where that works, nothing is done to others
+    attempt(call(144, pid, idle, param), call(142, pid, param), call(314, pid, attributes, 0),
+            call(203, pid, 8, one_core), call(141, 0, pid, 19), call(251, 1, pid, 3 << 13))
+attempt(lambda: os.nice(1) and 1)
+'''),
+    spy("watches folders for the names of others", SYSCALL + '''
+def watch(number, *flags):
+    return lambda: works(number, *flags) or 1 / 0
+attempt(watch(253), watch(294, 0), watch(300, 0x200, 0))
+'''),
     spy("becomes somebody else", SYSCALL + '''
 attempt(lambda: os.setuid(12345), lambda: os.setgid(12345), lambda: os.setgroups([0]),
         lambda: works(169, 0, 0, 0, 0) or 1 / 0)  # reboot, with wrong magic numbers

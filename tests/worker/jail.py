@@ -6,7 +6,8 @@ that the system does not have is left out, and `lock` says which ones are in for
     landlock    Linux 5.13: reads only Python and its packages and the student's own folder, writes
                 nothing, starts no program
     seccomp     Linux on x86-64 and ARM: no new processes or threads, no sockets, no signals, no
-                tracing of others, no changes to files' modes and owners
+                tracing of others, no changes to priorities or to files' modes and owners, no
+                watching of folders
 """
 
 import ctypes
@@ -113,6 +114,12 @@ FORBIDDEN = {
     "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
     "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    # Where and how soon a process runs: that of the warm process passes to all who follow.
+    "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    # Landlock does not cover what happens in a folder; the names would be those of students.
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
+    "fanotify_init": (300, 262),
     # Memory and queues that outlive a process.
     "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190), "msgget": (68, 186),
     "mq_open": (240, 180)}
