@@ -593,10 +593,25 @@ def test_similarity_finds_a_copy_with_other_names(tmp_path):
     assert pairs == {("(answers)", "alice"), ("(answers)", "bob"), ("alice", "bob")}
 
 
+def passed_check(name="f"):
+    return {"file": "ex1_sft", "name": name, "points": 1, "of": 1, "status": "passed",
+            "cases": [1, 1], "mistake": "", "report": ""}
+
+
 def test_nothing_of_the_environment_changes_the_grading(tmp_path, monkeypatch, answers_runs):
     """pytest does not obey PYTEST_ADDOPTS while it writes the JUnit file."""
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k no_such_test")
-    checks = [{"file": "ex1_sft", "name": "f", "points": 1, "of": 1, "status": "passed",
-               "cases": [1, 1], "mistake": "", "report": ""}]
-    reports.write_junit(Grade("alice", "", 0, [], [], checks), tmp_path / "alice.xml")
+    reports.write_junit(Grade("alice", "", 0, [], [], [passed_check()]), tmp_path / "alice.xml")
     assert 'tests="1"' in (tmp_path / "alice.xml").read_text() and os.environ["PYTEST_ADDOPTS"]
+
+
+@pytest.mark.parametrize("name", ["$NEIGHBOUR", "${NEIGHBOUR}", "%NEIGHBOUR%"])
+def test_a_name_is_no_variable(name, tmp_path, monkeypatch):
+    """Each has a file, with the checks of nobody else in it."""
+    monkeypatch.setenv("NEIGHBOUR", "alice")
+    for student in "alice", name:
+        grade = Grade(student, "", 0, [], [], [passed_check(f"of-{student}")])
+        reports.write_all(grade, tmp_path)
+    for student in "alice", name:
+        text = (tmp_path / "junit" / f"{student}.xml").read_text()
+        assert f"[ex1_sft.of-{student}]" in text

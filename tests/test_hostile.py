@@ -269,7 +269,8 @@ def test_a_hostile_archive(archive, grader, alone, place):
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
-def test_a_hostile_name(name, grader, alone, place):
+def test_a_hostile_name(name, grader, alone, place, monkeypatch):
+    monkeypatch.setenv("NEIGHBOUR", HONEST[1])
     named(place / "cohort", name)
     grades = grade_beside_honest(grader, place, alone)
     assert sorted(grade.total() for grade in grades.values()) == [11, 14, 14]

@@ -6,6 +6,7 @@ import html
 import io
 import json
 import os
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -100,14 +101,21 @@ class Checks:
 
 def write_junit(grade, path):
     """pytest, with nothing but the project's own file and fixed arguments, writes the XML: no
-    submission's folder is ever an argument, a root or a place that it imports from."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    submission's folder is ever an argument, a root or a place that it imports from. Nor is a
+    student's name: pytest takes the name of the XML file for a text with variables like $USER."""
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder, "junit.xml")
+        run_pytest(Checks(grade.checks), xml)
+        write_atomically(path, xml.read_text("utf-8"))
+
+
+def run_pytest(checks, xml):
     options = os.environ.pop("PYTEST_ADDOPTS", None)
     without = ("cacheprovider", "terminal", "unraisableexception", "threadexception")
     code = pytest.main(
         [str(HERE / "as_tests.py"), "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE),
-         "--noconftest", *(f"-pno:{plugin}" for plugin in without), f"--junitxml={path}"],
-        plugins=[Checks(grade.checks)])
+         "--noconftest", *(f"-pno:{plugin}" for plugin in without), f"--junitxml={xml}"],
+        plugins=[checks])
     if options is not None:
         os.environ["PYTEST_ADDOPTS"] = options
     if code == pytest.ExitCode.INTERRUPTED:

@@ -252,7 +252,9 @@ NAMES = {
     "dots and spaces": " . ..  ",
     "the direction is reversed": "x\u202egpj.exe",
     "pytest's own signs": "x[param]::test --exitfirst -p no",
-    "like an option": "--out=elsewhere"}
+    "like an option": "--out=elsewhere",
+    "a variable": "$USER", "a variable with the name of another student": "${NEIGHBOUR}",
+    "a home": "~"}
 
 
 def named(cohort, name):
