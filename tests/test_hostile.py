@@ -27,9 +27,9 @@ from checks import FILES, client
 from checks.client import Nursery
 from checks.core import ROOT
 from grading import examine, reports, similarity
-from grading.submissions import Submission, find_cohort, read, safe
+from grading.submissions import MAX_ZIP_BYTES, Submission, find_cohort, read, safe
 from hostile import LETTERS
-from hostile.archives import ARCHIVES, BOMB, NAMES, STUB, archive, named
+from hostile.archives import ARCHIVES, BOMB, NAMES, STUB, archive, many_entries, named
 from hostile.harm import HARM
 from hostile.lies import LIES
 from hostile.spies import SPIES
@@ -289,15 +289,16 @@ def test_names_that_are_one_name_as_files(grader, alone, place):
 
 def bytes_in(value):
     if isinstance(value, dict):
-        return sum(map(bytes_in, value.values()))
+        return sys.getsizeof(value) + sum(map(bytes_in, value.values()))
     if isinstance(value, (list, tuple)):
-        return sum(map(bytes_in, value))
+        return sys.getsizeof(value) + sum(map(bytes_in, value))
     return value.nbytes if hasattr(value, "nbytes") else sys.getsizeof(value)
 
 
-def test_large_answers_do_not_fill_the_judges_memory(grader, place):
-    """Ten calls, 8 MB each."""
-    code = "def pool_scores(*args): return torch.zeros(2**21)\n"
+@pytest.mark.parametrize("answer", ["torch.zeros(2**21)", "[[] for _ in range(60_000)]"])
+def test_large_answers_do_not_fill_the_judges_memory(answer, grader, place):
+    """Eleven calls, 8 MB or 4 MB each."""
+    code = f"def pool_scores(*args): return {answer}\n"
     submission = Submission("hostile", {"ex2_reward": (answers_text() + code).encode()})
     _, _, collected, _ = examine.examine(submission, grader.nursery)
     assert sum(bytes_in(outcomes) for _, outcomes, _ in collected) < 2**25
@@ -310,6 +311,19 @@ def test_a_zip_bomb_is_not_unpacked_in_memory(method, tmp_path):
     tracemalloc.start()
     try:
         submission = read(bomb, "hostile", FILES)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert submission.files == {} and submission.notes and peak < 2**24, peak
+
+
+def test_the_list_of_a_million_files_is_not_read(tmp_path):
+    """zipfile would make 700 MB of it."""
+    path = many_entries(tmp_path, 10**6)
+    assert path.stat().st_size < MAX_ZIP_BYTES, "small enough to be opened"
+    tracemalloc.start()
+    try:
+        submission = read(path, "hostile", FILES)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -383,7 +397,7 @@ def test_the_command_grades_a_cohort_with_hostile_files(grader, place):
     assert watched(place) == before and "6 graded" in done.stdout
 
 
-def test_similarity_survives_files_that_are_hard_to_parse(tmp_path):
+def test_similarity_survives_files_that_are_hard_to_parse(tmp_path, capsys):
     """A number of 20000 digits, brackets, a deep tree, zero bytes, and no UTF-8 at all."""
     texts = {"digits": b"def f():\n    return 0x" + b"f" * 20_000, "brackets": b"(" * 10**5,
              "minus": b"x = " + b"-" * 10**5 + b"1", "dots": b"x = a" + b".a" * 10**5,
@@ -395,3 +409,31 @@ def test_similarity_survives_files_that_are_hard_to_parse(tmp_path):
         cohort.append((tmp_path / name, name))
     similarity.write_csv(cohort, tmp_path / "similarity.csv")
     assert (tmp_path / "similarity.csv").exists()
+    seen = capsys.readouterr().out
+    assert all(f"ex2_reward.py of {name}\n" in seen for name in texts)
+
+
+def nested(number, statements):
+    """Functions inside one another, with statements in the innermost, all different."""
+    lines = [" " * i + f"def f{i}():" for i in range(number)]
+    return "\n".join(lines + [" " * number + f"x = {i} + y" for i in range(statements)]).encode()
+
+
+def bytes_for(text):
+    tracemalloc.start()
+    try:
+        return similarity.pieces(text), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_similarity_counts_an_inner_function_once():
+    """Ninety functions inside one another would cost ninety times as much."""
+    one, memory = bytes_for(nested(1, 300))
+    many, more = bytes_for(nested(90, 300))
+    assert len(one) > 1000 and len(many) < 2 * len(one) and more < 4 * memory
+
+
+def test_similarity_does_not_parse_a_large_file():
+    found, memory = bytes_for(nested(1, 15_000))
+    assert found is None and memory < 2**20

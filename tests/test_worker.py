@@ -1,12 +1,15 @@
 """The process that runs a student's code: it survives, or is replaced, whatever the code does."""
 
+import io
 import sys
+import tracemalloc
 
 import pytest
 import torch
 from checks import FILES, RUNS, client
 from checks.client import Worker
 from checks.core import judge_run_in_worker, load_answers, report
+from channel import MAX_BYTES, pack, receive
 from make_exercises import functions, make_stubs
 from conftest import ROOT
 
@@ -156,6 +159,24 @@ def test_a_file_that_does_not_load_says_why(worker):
     assert outcome["message"] == ("ModuleNotFoundError: No module named 'no_such_package'\n"
                                   "    line 2: import no_such_package")
     assert ask(worker, "good", file="absent")["status"] == "missing"
+
+
+MANY = {"empty lists": [[]] * 60_000, "numbers": [0] * 80_000, "tuples": [()] * 15_000,
+        "dictionaries": [{}] * 16_000, "empty tensors": [torch.zeros(0)] * 3000}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_what_would_be_much_in_memory_is_refused_before_it_is_read(kind):
+    """A quarter of a megabyte becomes four in memory, and there are hundreds of answers."""
+    content = pack({"output": MANY[kind]})
+    assert len(content) < MAX_BYTES, "short enough to be read"
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="a message of [0-9]+ values"):
+            receive(io.BytesIO(content))
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(content)
+    finally:
+        tracemalloc.stop()
 
 
 # ---- Training runs ------------------------------------------------------------------------------

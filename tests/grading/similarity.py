@@ -11,6 +11,7 @@ from .reports import write_table
 from .submissions import read
 
 PIECE = 6  # nodes of the syntax tree in a row
+MAX_BYTES = 64 * 2**10  # four times the largest exercise; parsing takes hundreds of times as much
 
 
 class Plain(ast.NodeTransformer):
@@ -24,25 +25,36 @@ class Plain(ast.NodeTransformer):
 
 
 def pieces(text):
-    """The set of runs of PIECE nodes in the functions of a file; none where it does not parse."""
+    """The set of runs of PIECE nodes in the functions of a file, a number for each; None where it
+    cannot be compared."""
+    if len(text) > MAX_BYTES:
+        return None
     try:
         return pieces_of(ast.parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
+        return None
 
 
 def pieces_of(tree):
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            body = node.body[ast.get_docstring(node) is not None:]
-            if len(body) == 1 and isinstance(body[0], ast.Raise):
-                continue  # a stub
-            flat = [ast.dump(Plain().visit(part), annotate_fields=False)
-                    if not list(ast.iter_child_nodes(part)) else type(part).__name__
-                    for statement in body for part in ast.walk(statement)]
-            found |= {(node.name, *flat[i:i + PIECE]) for i in range(len(flat) - PIECE + 1)}
+    for node in outermost_functions(tree):
+        body = node.body[ast.get_docstring(node) is not None:]
+        if len(body) == 1 and isinstance(body[0], ast.Raise):
+            continue  # a stub
+        flat = [ast.dump(Plain().visit(part), annotate_fields=False)
+                if not list(ast.iter_child_nodes(part)) else type(part).__name__
+                for statement in body for part in ast.walk(statement)]
+        found |= {hash((node.name, *flat[i:i + PIECE])) for i in range(len(flat) - PIECE + 1)}
     return found
+
+
+def outermost_functions(node):
+    """Those that are in no other function: an inner one is a part of it, and counts once."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            yield child
+        else:
+            yield from outermost_functions(child)
 
 
 def alike(a, b):
@@ -57,6 +69,8 @@ def write_csv(cohort, path):
     for place, name in cohort:
         files = read(place, name, FILES).files
         known[name] = {file: pieces(content) for file, content in files.items()}
+        for file in [file for file, found in known[name].items() if found is None]:
+            print(f"Not compared, being too large or no Python: {file}.py of {name}")
     rows = []
     for (one, files), (other, others) in combinations(known.items(), 2):
         for file in files.keys() & others.keys():

@@ -168,8 +168,15 @@ def size_is_a_lie(cohort):
     path.write_bytes(content)
 
 
-def many_entries(cohort):
-    archive(cohort, [(f"{i}.py", b"") for i in range(20_000)])
+def many_entries(cohort, number=20_000):
+    """The list of files names one and the same entry many times."""
+    path = archive(cohort, [(FILE, ANSWER)])
+    content = path.read_bytes()
+    start, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    files = content[start:end] * number
+    counts = struct.pack("<HHII", min(number, 65535), min(number, 65535), len(files), start)
+    path.write_bytes(content[:start] + files + content[end:end + 8] + counts + b"\0\0")
+    return path
 
 
 def text_with_the_name_zip(cohort):
@@ -233,7 +240,9 @@ ZIPS = [
     Archive("a bomb of LZMA", in_zip((FILE, BOMB), method=zipfile.ZIP_LZMA), note="read"),
     Archive("a bomb of bzip2", in_zip((FILE, BOMB), method=zipfile.ZIP_BZIP2), note="read"),
     Archive("a zip that understates a size", size_is_a_lie, note=""),
-    Archive("a zip of 20000 files", many_entries),
+    Archive("a zip of 20000 files", many_entries, note="holds too many files"),
+    Archive("a zip of a million files", lambda cohort: many_entries(cohort, 10**6),
+            note="holds too many files"),
     Archive("a zip in a folder", zip_in_a_folder),
 ]
 ARCHIVES = FILES + ZIPS

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 MAX_BYTES = 2**18  # of one message; the largest honest one has a tenth of that
+MAX_VALUES = 2**11  # in one message: four bytes of JSON, an empty list, take 64 in memory
 
 
 def encode(value, tensors):
@@ -68,13 +69,23 @@ def pack(message):
     return struct.pack(">Q", len(content)) + content
 
 
+def values_in(text):
+    """At least as many values as JSON will make of this text."""
+    return 1 + sum(map(text.count, (b",", b"[", b"{")))
+
+
 def unpack(content):
     """The bytes after the first length -> the message. Raises ValueError where they are none."""
     try:
         end = 8 + struct.unpack(">Q", content[:8])[0]
-        return decode(json.loads(content[8:end]), load(content[end:]))
+        text, tensors = content[8:end], content[end:]
+        names = tensors[8:8 + struct.unpack("<Q", tensors[:8])[0]]  # JSON, too
+        number = values_in(text) + values_in(names)
+        if number <= MAX_VALUES:
+            return decode(json.loads(text), load(tensors))
     except Exception as error:
         raise ValueError(f"this is no message: {error}") from None
+    raise ValueError(f"a message of {number} values")
 
 
 def receive(stream):
