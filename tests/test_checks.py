@@ -69,7 +69,7 @@ def test_gradients_of_the_answer_agree_with_finite_differences_of_the_slow_loop(
     """In float64, one entry at a time. The slow loop must work on the numbers that it is given."""
     for case in blank.cases(0):
         got = perform(answer(blank), case.inputs, case.grad)
-        if not got.get("has_graph"):
+        if not any(got.get("has_graph", [])):
             continue
         first = got["output"][0] if isinstance(got["output"], tuple) else got["output"]
         weights = torch.linspace(1, 2, first.numel()).view(first.shape).double()

@@ -264,7 +264,7 @@ def checked(answer, request):
         return None
     if answer["status"] == "returned":
         kinds |= {"steps": list} if "run" in request else {
-            "output": object, "has_graph": bool, "grads": dict, "inputs": dict}
+            "output": object, "has_graph": list, "grads": dict, "inputs": dict}
     else:
         kinds |= parts.get(answer["status"], {"message": str})
         kinds |= {"steps": list} if "steps" in answer else {}
@@ -274,6 +274,7 @@ def checked(answer, request):
     good = (answer["id"] == request["id"]
             and all(isinstance(step, dict) for step in answer.get("steps", []))
             and all(isinstance(line, str) for line in answer.get("lines", []))
+            and all(isinstance(flag, bool) for flag in answer.get("has_graph", []))
             and all(grad is None or isinstance(grad, torch.Tensor)
                     for grad in answer.get("grads", {}).values()))
     return answer if good else None

@@ -5,6 +5,7 @@ versions. The student's function and the answer are performed on the same cases.
 differ, the known mistakes are performed as well, and a hint is given if exactly one of them does
 what the student's function does on every case, and differs from the answer on two cases or more."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +26,7 @@ RETURNS_NOTHING = "does every way through your function end with a return?"
 RAISES = "call it with these inputs yourself, and look at what goes into the line that fails."
 SHOULD_RAISE = 'which inputs are an error, and which error, stands in the docstring under "Shapes".'
 NO_GRAPH = "which of your steps cuts the graph: detach(), item(), torch.tensor(...), no_grad()?"
-HAS_GRAPH = ("no gradient may flow back through this result: begin with x.detach() of the inputs, "
-             "or write @torch.no_grad() above the function.")
+HAS_GRAPH = "no gradient may flow back through this: detach() it, or what it is computed from."
 GRADIENT = ("the values are right, their gradient is not: what on the way detaches, clips or "
             "chooses?")
 CHANGED = "which of your lines writes into an input: x[...] =, x +=, or a method with _ at its end?"
@@ -176,11 +176,9 @@ def differ(yours, expected, case, blank):
                          outputs=blank.outputs)
     if difference:
         return difference
-    if expected["has_graph"] and not yours["has_graph"]:
-        return Difference("no gradient flows through the result", hint=NO_GRAPH)
-    if yours["has_graph"] and not expected["has_graph"]:
-        return Difference("the result still carries a graph (requires_grad), and should not",
-                          hint=HAS_GRAPH)
+    difference = differ_in_graph(yours["has_graph"], expected["has_graph"], blank)
+    if difference:
+        return difference
     if has_any(expected["grads"]) and not has_any(yours["grads"]):
         return Difference("its graph does not begin at the inputs", hint=NO_GRAPH)
     if not same(list(yours["inputs"].values()), list(expected["inputs"].values())):
@@ -193,6 +191,18 @@ def differ(yours, expected, case, blank):
         if found:
             found.hint = GRADIENT
             return found
+    return None
+
+
+def differ_in_graph(yours, expected, blank):
+    """Flags of the output's tensors, one each. -> None, or the first Difference."""
+    names = [f'the output "{name}"' for name in blank.outputs] or ["the result"]
+    for name, mine, theirs in itertools.zip_longest(names, yours, expected, fillvalue=False):
+        if theirs and not mine:
+            return Difference(f"no gradient flows through {name}", hint=NO_GRAPH)
+        if mine and not theirs:
+            return Difference(f"{name} still carries a graph (requires_grad), and should not",
+                              hint=HAS_GRAPH)
     return None
 
 

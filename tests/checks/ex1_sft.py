@@ -113,9 +113,9 @@ FORMAT_PROMPT = Blank(
 
 
 def label_cases(seed):
-    def case(note, prompt_ids, response_ids, max_length, expect=None):
-        return Case(note, {"prompt_ids": prompt_ids, "response_ids": response_ids, "eos_id": 9,
-                           "max_length": max_length}, expect=expect)
+    def case(note, prompt_ids, response_ids, max_length, expect=None, eos_id=9):
+        return Case(note, {"prompt_ids": prompt_ids, "response_ids": response_ids,
+                           "eos_id": eos_id, "max_length": max_length}, expect=expect)
 
     prompt = integers(10, 99, 6, seed=seed).tolist()
     response = integers(10, 99, 5, seed=seed + 1).tolist()
@@ -132,6 +132,9 @@ def label_cases(seed):
             case("the end token inside prompt and response", [9, 5], [9, 7], 10),
             case("a response that ends with the end token", [5, 6], [7, 9], 10),
             case("a response that is nothing but an end token", [5, 6], [9], 10),
+            case("the token 0 in prompt and response", [0, 5], [7, 0], 10,
+                 expect=([0, 5, 7, 0, 9], [-100, -100, 7, 0, 9])),
+            case("the end token has the id 0", [5, 6], [7], 10, eos_id=0),
             case("random tokens", prompt, response, 40),
             case("random tokens, cut", prompt, response, 9)]
 
@@ -251,6 +254,10 @@ BUILD_LABELS = Blank(
                 "Is it a token's id or its place that makes it part of the prompt?",
                 labels_like(lambda prompt, answer: [
                     -100 if token in prompt else token for token in prompt + answer])),
+        Mistake("the token 0 has no label", "Where no token has the id 0 it agrees. Is 0 a token "
+                "like the others, and what does Python make of `if 0`?",
+                labels_like(lambda prompt, answer: (
+                    [-100] * len(prompt) + [token if token else -100 for token in answer]))),
         Mistake("the prompt is changed in place", "The result is right, but the caller's list of "
                 "prompt tokens has grown. Which operations change a list, and which make a new "
                 "one?", prompt_extended_in_place)],

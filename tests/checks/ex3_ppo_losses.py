@@ -54,6 +54,7 @@ def whiten_cases(seed):
                           [[1.0, 1.0, 1.0, 1.0, 0.0]] * 2),
             case("rows that end early, noise at the padding", ragged, draw=10),
             case("a row without any entry", [4, 0, 2], draw=20),
+            case("two real entries, in two rows of one", [1, 1], draw=70),
             case("shift_mean False, rows that end early", ragged, draw=30, shift_mean=False),
             case("shift_mean False, eps 0.5", [3, 1, 4, 4], draw=40, shift_mean=False, eps=0.5),
             case("nearly no spread", ragged, draw=50, scale=1e-4, mean=0.0),
@@ -260,6 +261,7 @@ def policy_cases(seed):
         # The losses are -1.2 (clipped), -0.5, 2, 0.8 (clipped).
         expect=(torch.tensor(0.275), torch.tensor(0.5)))
     full, ragged = torch.ones(1, 3), ragged_mask([5, 1, 3, 2, 5])
+    only_one = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     on_policy = case("ratio 1 everywhere", full)
     on_policy.inputs["logprobs"] = on_policy.inputs["old_logprobs"].clone()
     return [case("one row without padding", full), four, on_policy,
@@ -270,6 +272,8 @@ def policy_cases(seed):
             case("a row without any token", ragged_mask([4, 0, 2]), scale=1.0, draw=60),
             case("count given", ragged, draw=40, count=37),
             case("count given as a tensor", ragged, scale=1.0, draw=50, count=torch.tensor(20.0)),
+            case("one real token in all", only_one, draw=80),
+            case("one real token in all, count given", only_one, draw=90, count=3),
             case("no real token at all", torch.zeros(2, 3)),
             case("one row without any token", torch.zeros(1, 3), draw=70)]
 
@@ -357,6 +361,10 @@ POLICY_LOSS = Blank(
         Mistake("the fraction counts ties", "The loss is right. Inside the clip the two terms are "
                 "equal: is such a token clipped?",
                 policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: clipped >= loss)),
+        Mistake("the fraction carries a graph", "The numbers are right. The fraction is only looked "
+                "at: what does it keep in memory as long as it has a graph?",
+                policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: (
+                    (clipped - loss).sign().clamp(min=0)))),
         Mistake("the fraction ignores count", "The loss is right. By what do you divide the number "
                 "of clipped tokens?", policy_loss_like(
                     average_clipped=lambda x, mask, count: average(x, mask, None))),
@@ -387,6 +395,7 @@ def value_cases(seed):
         "clip_range": 0.2}, grad=("values",),
         expect=torch.tensor((0.64 + 4.0 + 9.0 + 0.81) / 2 / 4))
     full, ragged = torch.ones(1, 3), ragged_mask([5, 1, 3, 2, 5])
+    only_one = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     return [case("one row without padding", full), by_hand,
             case("values that have not moved", full, moved=0.0, draw=10),
             case("rows that end early, noise at the padding", ragged, draw=20),
@@ -395,6 +404,8 @@ def value_cases(seed):
             case("a row without any token", ragged_mask([4, 0, 2]), moved=1.0, draw=50),
             case("count given", ragged, draw=60, count=37),
             case("count given as a tensor", ragged, moved=1.0, draw=70, count=torch.tensor(20.0)),
+            case("one real token in all", only_one, draw=100),
+            case("one real token in all, count given", only_one, draw=110, count=3),
             case("no real token at all", torch.zeros(2, 3), draw=80),
             case("one row without any token", torch.zeros(1, 3), draw=90)]
 

@@ -210,6 +210,9 @@ def advantage_cases(seed):
             case("every reward the same", torch.full((22,), 5.3), 11),
             case("every reward the same, scale none", torch.full((14,), 5000.3), 7, "none"),
             case("a large group of equal rewards", torch.full((32,), 4.8), 32),
+            case("groups of two", draw(3, 2, shift=90), 2),
+            case("groups without spread beside others", torch.cat([
+                equal[:2].repeat_interleave(7), draw(2, 7, shift=100)]), 7),
             case("groups of one", draw(3, 1, shift=60), 1),
             case("groups of one, scale none", draw(3, 1, shift=70), 1, "none")]
 
@@ -691,6 +694,7 @@ def aggregate_cases(seed):
 
     ragged, square = ragged_mask([5, 1, 3]), ragged_mask([4, 1, 3, 2])
     empty_row, left = ragged_mask([4, 0, 2, 1, 0]), ragged_mask([0, 5, 1], side="left")
+    only_one = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     cases = [case("sequence, one row of two tokens out of three", torch.tensor([[1.0, 1.0, 0.0]]),
                   "sequence"),
              by_hand("sequence", 3.5), by_hand("token", 3.0), by_hand("constant", 0.45, 10)]
@@ -704,8 +708,12 @@ def aggregate_cases(seed):
             case(f"{average}, count given", ragged, average, 12, count, draw=draw + 50),
             case(f"{average}, count a tensor, rows without a token", empty_row, average, None,
                  torch.tensor(11.0), draw=draw + 60),
+            case(f"{average}, one token in all", only_one, average, 12, draw=draw + 70),
+            case(f"{average}, one row without a token", torch.zeros(1, 3), average, 12,
+                 draw=draw + 80),
             case(f"{average}, no token at all", torch.zeros(2, 3), average, 12, draw=draw + 90)]
-    return cases + [case("an average that does not exist", ragged, "median", 12)]
+    return cases + [case(f'"{name}", an average that does not exist', ragged, name, 12)
+                    for name in ("median", "batch", "tokens")]
 
 
 def slow_aggregate(token_loss, mask, average, max_length=None, count=None):

@@ -29,7 +29,7 @@ def forging(value, tensors):
 
 channel.encode = forging
 '''
-SAME = "{'dict': [['status', 'returned'], ['output', %s], ['has_graph', False], " \
+SAME = "{'dict': [['status', 'returned'], ['output', %s], ['has_graph', []], " \
        "['grads', {'dict': []}], ['inputs', {'dict': []}]]}"
 RAW = SPEAK + '''
 import json
@@ -68,7 +68,7 @@ FORGED = [
             FORGE + 'def forge(message): return {"status": "passed", "message": "14 of 14"}',
             "??????", 0),
     Hostile("frames on every file descriptor while it is loaded", SPEAK + '''
-everywhere(pack({"status": "returned", "output": torch.ones(2), "has_graph": False, "grads": {},
+everywhere(pack({"status": "returned", "output": torch.ones(2), "has_graph": [], "grads": {},
                  "inputs": {}}) * 3)
 ''', "??????", 0),
     Hostile("training runs of no steps", HONEST + 'import runs; runs.STEPS = 0', "nnnnp?", 1),
@@ -77,7 +77,7 @@ def forge(message): return {"status": "returned", "steps": []} if "steps" in mes
 ''', "nnnnp?", 1),
     Hostile("a training run is answered like a function", FORGE + '''
 def forge(message):
-    return {"status": "returned", "output": None, "has_graph": False, "grads": {},
+    return {"status": "returned", "output": None, "has_graph": [], "grads": {},
             "inputs": {}} if "steps" in message else message
 ''', "nnnnp?", 1),
     Hostile("one step of a training run", HONEST + '''
@@ -100,14 +100,14 @@ def forge(message):
     Hostile("a result with odd messages", FORGE + '''
 def forge(message):
     return {"status": "returned", "type": "x", "message": torch.ones(3), "lines": 5,
-            "output": torch.ones(2), "has_graph": False, "grads": {}, "inputs": {}}
+            "output": torch.ones(2), "has_graph": [], "grads": {}, "inputs": {}}
 ''', "??????", 0),
     Hostile("a status of odd types", FORGE + '''
 def forge(message): return {"status": torch.ones(3), "message": ["x"], "steps": None}
 ''', "ooooo?", 0),
     Hostile("gradients of odd types", FORGE + '''
 def forge(message):
-    return {**message, "grads": {0: torch.ones(3)}, "has_graph": True,
+    return {**message, "grads": {0: torch.ones(3)}, "has_graph": [True],
             "inputs": {"x": [{}, {"y": [torch.ones(2)]}]}} if "grads" in message else message
 ''', "nnnn??", 0),
     Hostile("answers before the questions are read", SPEAK + '''
@@ -211,7 +211,7 @@ def forge(message):
     Hostile("the worker's answer is replaced", HONEST + ALL_WRONG + '''
 import sys
 sys.modules["worker"].answer = lambda *args: {"status": "returned", "output": True,
-    "has_graph": True, "grads": {}, "inputs": args[0].get("inputs", {})}
+    "has_graph": [True], "grads": {}, "inputs": args[0].get("inputs", {})}
 ''', "wwwwwn", 0),
     Hostile("builtins are replaced", ALL_WRONG + '''
 import builtins

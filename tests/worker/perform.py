@@ -40,8 +40,8 @@ def failure(error, file, code=None):
 
 def perform(function, inputs, grad):
     """Call function(*inputs.values()), and differentiate by the inputs named in `grad`. -> a
-    dictionary with `status`: "returned" (with the output, gradients, the inputs as they are
-    afterwards), or what failure() says.
+    dictionary with `status`: "returned" (with the output, has_graph, which has a flag a tensor of
+    the output, gradients, the inputs as they are afterwards), or what failure() says.
 
     An output that is no scalar is differentiated with fixed weights from 1 to 2."""
     torch.set_grad_enabled(True)
@@ -52,8 +52,8 @@ def perform(function, inputs, grad):
         inputs[name].requires_grad_()
     try:
         output = function(*inputs.values())
-        has_graph, grads = any(part.requires_grad for part in tensors(output)), {}
-        if grad and has_graph and tensors(output)[0].requires_grad:
+        has_graph, grads = [part.requires_grad for part in tensors(output)], {}
+        if grad and has_graph and has_graph[0]:
             tensor = tensors(output)[0]
             weights = torch.linspace(1, 2, tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
             (tensor * weights).sum().backward()
