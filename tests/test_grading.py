@@ -14,7 +14,7 @@ import grade as command
 import pytest
 from checks import BLANKS, FILES, RUNS, client
 from checks.client import LockedWorker, Nursery
-from checks.core import ROOT, Result, compare
+from checks.core import ROOT, Result, compare, load_answers, performed
 from grading import examine, reports, similarity
 from grading.examine import FULL_POINTS, POINTS, Grade, earned_share
 from grading.submissions import find_cohort, read, safe
@@ -226,12 +226,16 @@ def test_the_points_are_a_hundred_and_every_check_has_some():
         (check.file, check.name) for check in [*BLANKS, *RUNS]}
 
 
-@pytest.mark.parametrize("status, right, share", [
-    ("passed", 10, 1), ("wrong", 9, 0.9), ("wrong", 6, 0.6), ("wrong", 5, 0), ("wrong", 0, 0),
-    ("crashed", 9, 0.9), ("timeout", 9, 0), ("tampered", 9, 0), ("todo", 0, 0), ("missing", 0, 0)])
-def test_partial_credit_is_by_cases(status, right, share):
-    result = Result(BLANKS[0], status, ["x"] * right, 10)
-    assert earned_share(result) == share
+@pytest.mark.parametrize("status, fixed, drawn, share", [
+    ("passed", 10, 7, 1), ("wrong", 9, 7, 16 / 17), ("wrong", 10, 6, 6 / 7), ("wrong", 6, 3, 3 / 7),
+    ("wrong", 10, 0, 0), ("wrong", 1, 7, 0), ("wrong", 2, 7, 9 / 17), ("wrong", 0, 0, 0),
+    ("crashed", 10, 6, 6 / 7), ("timeout", 10, 6, 0), ("tampered", 10, 6, 0), ("todo", 0, 0, 0),
+    ("missing", 0, 0, 0)])
+def test_partial_credit_is_by_cases(status, fixed, drawn, share, monkeypatch):
+    """Of ten that are the same for every seed, and of seven that are drawn."""
+    monkeypatch.setattr(examine, "drawn_cases", lambda: {str(BLANKS[0]): set("tuvwxyz")})
+    result = Result(BLANKS[0], status, [*"abcdefghij"[:fixed], *"tuvwxyz"[:drawn]], 17)
+    assert earned_share(result) == pytest.approx(share)
     result.finished = False  # ended before the last case
     assert earned_share(result) == (1 if status == "passed" else 0)
 
@@ -239,6 +243,26 @@ def test_partial_credit_is_by_cases(status, right, share):
 @pytest.mark.parametrize("value", [5.0, -1e308, float("-inf"), float("nan")])
 def test_no_number_is_close_to_infinity(value):
     assert compare(value, float("inf"), 1e-4, 1e-5) and compare(float("inf"), value, 1e-4, 1e-5)
+
+
+def test_a_table_of_the_cases_that_are_always_the_same_earns_nothing():
+    """A file that knows the outcomes of all cases of four seeds by heart, and no maths."""
+    for blank in BLANKS:
+        answer = getattr(load_answers(blank.file), blank.name)
+        known = [(case, outcome) for seed in range(4) for case, outcome in zip(
+            blank.cases(seed), performed(answer, blank.cases(seed)))]
+        cases = blank.cases(1234)
+        outcomes = [next((outcome for case, outcome in known if list(
+            map(str, case.inputs.items())) == list(map(str, asked.inputs.items()))),
+            {"status": "raised", "type": "KeyError", "lines": [], "message": "unknown"})
+            for asked in cases]
+        result = examine.judge(blank, cases, outcomes, None)
+        assert earned_share(result) == 0, (blank, result.right)
+
+
+def test_every_blank_has_cases_that_are_drawn():
+    few = {name: len(notes) for name, notes in examine.drawn_cases().items() if len(notes) < 4}
+    assert not few and set(examine.drawn_cases()) == set(map(str, BLANKS))
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, True, "", None])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import Blank, Case, Mistake
-from .inputs import integers, normal
+from .inputs import different, integers, normal
 
 FILE, PLACE = "ex1_sft", 'section "The maths" of lesson1_sft.py, function {}'
 
@@ -119,22 +119,23 @@ def label_cases(seed):
 
     prompt = integers(10, 99, 6, seed=seed).tolist()
     response = integers(10, 99, 5, seed=seed + 1).tolist()
+    a, b, c, d, e, f = different(10, 99, 6, seed=seed + 2).tolist()
     return [case("room for everything", [5, 6], [7, 8], 10,
                  expect=([5, 6, 7, 8, 9], [-100, -100, 7, 8, 9])),
-            case("just enough room", [5, 6], [7, 8], 5),
+            case("just enough room", [a, b], [c, d], 5),
             case("no room for the end token", [5, 6], [7, 8], 4,
                  expect=([5, 6, 7, 8], [-100, -100, 7, 8])),
-            case("no room for the response", [5, 6], [7, 8], 2),
-            case("no room for the whole prompt", [5, 6, 7], [8, 4, 3], 2),
-            case("an empty response", [5, 6, 7], [], 10),
-            case("an empty prompt", [], [7, 8], 10),
-            case("a response made of the prompt's tokens", [5, 6, 7], [6, 5, 6], 10),
-            case("the end token inside prompt and response", [9, 5], [9, 7], 10),
-            case("a response that ends with the end token", [5, 6], [7, 9], 10),
-            case("a response that is nothing but an end token", [5, 6], [9], 10),
+            case("no room for the response", [b, c], [d, a], 2),
+            case("no room for the whole prompt", [a, c, b], [d, e, f], 2),
+            case("an empty response", [c, b, a], [], 10),
+            case("an empty prompt", [], [d, c], 10),
+            case("a response made of the prompt's tokens", [a, b, c], [b, a, b], 10),
+            case("the end token inside prompt and response", [9, e], [9, f], 10),
+            case("a response that ends with the end token", [e, f], [b, 9], 10),
+            case("a response that is nothing but an end token", [f, e], [9], 10),
             case("the token 0 in prompt and response", [0, 5], [7, 0], 10,
                  expect=([0, 5, 7, 0, 9], [-100, -100, 7, 0, 9])),
-            case("the end token has the id 0", [5, 6], [7], 10, eos_id=0),
+            case("the end token has the id 0", [a, d], [e], 10, eos_id=0),
             case("random tokens", prompt, response, 40),
             case("random tokens, cut", prompt, response, 9)]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import Blank, Case, Mistake
-from .inputs import integers, normal, ragged_mask
+from .inputs import different, integers, normal, ragged_mask
 
 FILE, PLACE = "ex2_reward", 'section "The maths" of lesson2_reward.py, function {}'
 
@@ -15,7 +15,7 @@ FILE, PLACE = "ex2_reward", 'section "The maths" of lesson2_reward.py, function 
 def masks(seed):
     """{note: attention mask}: padding on either side and on both, the lengths drawn by chance."""
     a, b, c, d = (integers(2, 6, 3, seed=seed + draw).tolist() for draw in range(4))
-    square = [4, 1, 3, 2]
+    square = different(1, 5, 4, seed=seed + 4).tolist()
 
     def mask(lengths, side="right"):
         return ragged_mask(lengths, side, torch.int64)
@@ -387,8 +387,11 @@ PAIRWISE_LOSS = Blank(
 
 
 def accuracy_cases(seed):
-    def by_hand(note, chosen, rejected, expect):
-        return Case(note, {"chosen": torch.tensor(chosen), "rejected": torch.tensor(rejected)},
+    def by_hand(note, chosen, rejected, expect, side=0):
+        """The same number is added to all scores: a positive one, a negative one, or 0."""
+        shift = side * integers(1, 1000, 1, seed=seed + 20) / 8
+        return Case(note, {"chosen": torch.tensor(chosen) + shift,
+                           "rejected": torch.tensor(rejected) + shift},
                     expect=torch.tensor(expect))
 
     with_ties = pairs(7, seed + 10)
@@ -396,11 +399,13 @@ def accuracy_cases(seed):
     return [by_hand("one pair", [1.0], [0.0], 1.0),
             by_hand("one tie", [1.0], [1.0], 0.0),
             by_hand("two right, one tie, one wrong", [2.0, 0.5, 1.0, 3.0], [1.0, 0.0, 1.0, 9.0],
-                    0.5),
+                    0.5, side=1),
             by_hand("nothing but ties", [0.0, 0.0, 0.0], [0.0, 0.0, 0.0], 0.0),
-            by_hand("all wrong", [0.0, 1.0], [0.1, 2.0], 0.0),
-            by_hand("negative scores", [-1.0, -3.0, -5.0], [-2.0, -4.0, -1.0], 2 / 3),
-            by_hand("positive scores, close ones", [5.0, 7.0, 6.0], [5.001, 7.001, 5.999], 1 / 3),
+            by_hand("all wrong", [0.0, 1.0], [0.1, 2.0], 0.0, side=1),
+            by_hand("negative scores", [-1.0, -3.0, -5.0], [-2.0, -4.0, -1.0], 2 / 3,
+                    side=-1),
+            by_hand("positive scores, close ones", [5.0, 7.0, 6.0], [5.001, 7.001, 5.999], 1 / 3,
+                    side=1),
             Case("random scores", pairs(7, seed)),
             Case("random scores and two ties", with_ties)]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from . import ex3_ppo_losses
 from .core import Blank, Case, Mistake
-from .inputs import integers, normal, ragged_mask
+from .inputs import different, integers, normal, ragged_mask
 
 FILE, PLACE = "ex3_ppo", 'section "The maths" of lesson3_ppo.py, function {}'
 log = math.log
@@ -140,8 +140,11 @@ def mask_cases(seed):
         return Case(note, {"response": integers(0, 6, rows, length, seed=seed + draw),
                            "eos_ids": eos_ids})
 
-    def rows(note, response, eos_ids, mask=None):
-        return Case(note, {"response": torch.tensor(response), "eos_ids": eos_ids},
+    def rows(note, response, eos_ids, mask=None, ids=None):
+        """What counts is which tokens are alike: `ids` has the drawn id of each."""
+        ids = different(1, 100, 10, seed=seed + 20) if ids is None else ids
+        return Case(note, {"response": ids[torch.tensor(response)],
+                           "eos_ids": ids[torch.tensor(eos_ids)].tolist()},
                     expect=None if mask is None else torch.tensor(mask))
 
     return [rows("the end token is in the middle", [[5, 9, 7]], [9], [[1.0, 1.0, 0.0]]),
@@ -157,7 +160,8 @@ def mask_cases(seed):
                                               [4, 8, 8, 1], [5, 6, 9, 9]], [9, 8]),
             rows("one token a row", [[9], [4], [9]], [9]),
             rows("the end token has the id 0", [[3, 0, 0, 0], [2, 1, 0, 5], [0, 0, 0, 0],
-                                                [5, 1, 3, 1]], [0]),
+                                                [5, 1, 3, 1]], [0],
+                 ids=torch.arange(10)),
             random("random ids, as many rows as tokens", 6, 6, [2], draw=0),
             random("random ids, two end tokens", 5, 8, [1, 4], draw=10)]
 

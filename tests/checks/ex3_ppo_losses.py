@@ -627,21 +627,28 @@ def coef_cases(seed):
     def case(note, *numbers, expect=None):
         return Case(note, dict(zip(names, numbers)), expect=expect)
 
+    def by_hand(note, *numbers, draw, expect):
+        """A coefficient that is some times as large has a new one that is as many times larger."""
+        times = 1 + normal(1, seed=seed + draw).abs().item()
+        return case(note, times * numbers[0], *numbers[1:], expect=times * expect)
+
     def random(note, apart, draw):
         coef, target, off = normal(3, seed=seed + draw).abs().tolist()
         target = 1 + target
         return case(note, 1 + coef, target * (1 + apart * (0.1 + off)), target, 50, 100)
 
     return [case("the KL is 10% above its target", 0.5, 6.6, 6.0, 64, 640, expect=0.505),
-            case("the KL is 10% below its target", 0.5, 5.4, 6.0, 64, 640, expect=0.495),
-            case("the KL is on its target", 0.5, 6.0, 6.0, 64, 640, expect=0.5),
-            case("the KL is twice its target", 0.5, 12.0, 6.0, 64, 640, expect=0.51),
-            case("the KL is 0", 0.5, 0.0, 6.0, 64, 640, expect=0.49),
-            case("the estimate of the KL is negative", 2.0, -9.0, 6.0, 32, 64, expect=1.8),
-            case("a small target", 1.0, 0.0115, 0.01, 20, 40, expect=1.075),
-            case("a batch as large as the horizon", 2.0, 9.0, 3.0, 32, 32, expect=2.4),
-            case("a batch larger than the horizon", 1.0, 9.0, 3.0, 80, 20, expect=1.8),
-            case("a horizon of one response", 1.0, 3.3, 3.0, 2, 1, expect=1.2),
+            by_hand("the KL is 10% below its target", 0.5, 5.4, 6.0, 64, 640, draw=20,
+                    expect=0.495),
+            by_hand("the KL is on its target", 0.5, 6.0, 6.0, 64, 640, draw=21, expect=0.5),
+            by_hand("the KL is twice its target", 0.5, 12.0, 6.0, 64, 640, draw=22, expect=0.51),
+            by_hand("the KL is 0", 0.5, 0.0, 6.0, 64, 640, draw=23, expect=0.49),
+            by_hand("the estimate of the KL is negative", 2.0, -9.0, 6.0, 32, 64, draw=24,
+                    expect=1.8),
+            by_hand("a small target", 1.0, 0.0115, 0.01, 20, 40, draw=25, expect=1.075),
+            by_hand("a batch as large as the horizon", 2.0, 9.0, 3.0, 32, 32, draw=26, expect=2.4),
+            by_hand("a batch larger than the horizon", 1.0, 9.0, 3.0, 80, 20, draw=27, expect=1.8),
+            by_hand("a horizon of one response", 1.0, 3.3, 3.0, 2, 1, draw=28, expect=1.2),
             random("random numbers, above the target", 0.2, draw=0),
             random("random numbers, below the target", -0.2, draw=10)]
 

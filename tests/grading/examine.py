@@ -14,7 +14,7 @@ from pathlib import Path
 
 from checks import BLANKS, RUNS
 from checks.client import LockedWorker
-from checks.core import CASE_SECONDS, ROOT, Result, collect, judge, judge_run, report
+from checks.core import CASE_SECONDS, ROOT, Result, collect, judge, judge_run, report, same
 
 POINTS = json.loads((ROOT / "tests" / "points.json").read_text("utf-8"))
 FULL_POINTS = sum(sum(points.values()) for points in POINTS.values())
@@ -117,10 +117,23 @@ def as_check(result):
 
 def earned_share(result):
     """Full points where all cases are right, and by cases where more than half are: returning
-    nothing but zeros, which is right where there is nothing to average, earns none."""
+    nothing but zeros, which is right where there is nothing to average, earns none. Nor does a
+    table of the cases that are the same for every seed: those alone earn nothing."""
     if result.status == "passed":
         return 1.0
     performed = result.status in ("wrong", "crashed") and result.finished
     if not performed or 2 * len(result.right) <= result.total:
         return 0.0
-    return len(result.right) / result.total
+    drawn = drawn_cases()[str(result.blank)]
+    return min(len(result.right) / result.total, len(drawn & set(result.right)) / len(drawn))
+
+
+@functools.cache
+def drawn_cases():
+    """{blank: the notes of its cases whose inputs depend on the seed}"""
+    found = {}
+    for blank in BLANKS:
+        draws = zip(*(blank.cases(seed) for seed in range(5)))
+        found[str(blank)] = {cases[0].note for cases in draws if not all(
+            same(list(case.inputs.values()), list(cases[0].inputs.values())) for case in cases)}
+    return found
