@@ -39,7 +39,8 @@ def fail(message):
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.error = fail
-    parser.add_argument("cohort", type=Path, help="a folder of submissions; a zip file, or a folder with --one, is one")
+    parser.add_argument("cohort", type=Path,
+                        help="a folder of submissions; or one: a zip file, or a folder with --one")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where to write (out)")
     parser.add_argument("--one", action="store_true",
                         help="the folder is one submission, whatever is in it")

@@ -273,7 +273,7 @@ def policy_cases(seed):
             case("count given", ragged, draw=40, count=37),
             case("count given as a tensor", ragged, scale=1.0, draw=50, count=torch.tensor(20.0)),
             case("one real token in all", only_one, draw=80),
-            case("one real token in all, count given", only_one, draw=90, count=3),
+            case("one row of one real token", only_one[:1], draw=90),
             case("no real token at all", torch.zeros(2, 3)),
             case("one row without any token", torch.zeros(1, 3), draw=70)]
 
@@ -361,8 +361,8 @@ POLICY_LOSS = Blank(
         Mistake("the fraction counts ties", "The loss is right. Inside the clip the two terms are "
                 "equal: is such a token clipped?",
                 policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: clipped >= loss)),
-        Mistake("the fraction carries a graph", "The numbers are right. The fraction is only looked "
-                "at: what does it keep in memory as long as it has a graph?",
+        Mistake("the fraction carries a graph", "The numbers are right. The fraction is only "
+                "looked at: what does it keep in memory as long as it has a graph?",
                 policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: (
                     (clipped - loss).sign().clamp(min=0)))),
         Mistake("the fraction ignores count", "The loss is right. By what do you divide the number "
@@ -405,7 +405,7 @@ def value_cases(seed):
             case("count given", ragged, draw=60, count=37),
             case("count given as a tensor", ragged, moved=1.0, draw=70, count=torch.tensor(20.0)),
             case("one real token in all", only_one, draw=100),
-            case("one real token in all, count given", only_one, draw=110, count=3),
+            case("one row of one real token", only_one[:1], draw=110),
             case("no real token at all", torch.zeros(2, 3), draw=80),
             case("one row without any token", torch.zeros(1, 3), draw=90)]
 

@@ -709,6 +709,7 @@ def aggregate_cases(seed):
             case(f"{average}, count a tensor, rows without a token", empty_row, average, None,
                  torch.tensor(11.0), draw=draw + 60),
             case(f"{average}, one token in all", only_one, average, 12, draw=draw + 70),
+            case(f"{average}, one row of one token", only_one[:1], average, 12, draw=draw + 75),
             case(f"{average}, one row without a token", torch.zeros(1, 3), average, 12,
                  draw=draw + 80),
             case(f"{average}, no token at all", torch.zeros(2, 3), average, 12, draw=draw + 90)]
