@@ -389,7 +389,7 @@ def test_the_command_grades_a_cohort_with_hostile_files(grader, place):
     before = watched(place)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "grade.py"), ".", "--out", str(place / "out"),
-         "--similarity"], cwd=cohort, capture_output=True, text=True, timeout=200)
+         "--similarity"], cwd=cohort, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     with open(place / "out" / "grades.csv", newline="", encoding="utf-8-sig") as file:
         totals = {row["student"]: float(row["total"]) for row in csv.DictReader(file)}

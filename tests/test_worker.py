@@ -113,6 +113,7 @@ def test_an_endless_loop_is_ended(worker):
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="CPU time is read from /proc")
 
 
+@pytest.mark.slow
 @needs_linux
 def test_time_in_which_a_process_does_not_compute_is_not_held_against_it(worker, monkeypatch):
     """A busy machine lets a process wait; here it does so itself, for five times the limit."""
@@ -123,6 +124,7 @@ def test_time_in_which_a_process_does_not_compute_is_not_held_against_it(worker,
     assert worker.seconds_spent - spent < 0.2, "computing"
 
 
+@pytest.mark.slow
 @needs_linux
 def test_computing_is_bounded_by_itself_and_waiting_by_the_clock(worker, monkeypatch):
     """A bound on the clock of two weeks never ends a loop; one of a second ends a sleep."""
@@ -165,6 +167,7 @@ MANY = {"empty lists": [[]] * 60_000, "numbers": [0] * 80_000, "tuples": [()] * 
         "dictionaries": [{}] * 16_000, "empty tensors": [torch.zeros(0)] * 3000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MANY)
 def test_what_would_be_much_in_memory_is_refused_before_it_is_read(kind):
     """A quarter of a megabyte becomes four in memory, and there are hundreds of answers."""
