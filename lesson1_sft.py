@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 539. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 548. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -31,6 +31,7 @@ import logging
 import math
 import os
 import random
+import re
 import runpy
 import shlex
 import shutil
@@ -83,6 +84,7 @@ class Config:
     bucket: Optional[int] = flag(None, "batches sorted by length together (1 tiny world, 8 --data)")
     warmup_steps: int = flag(20, "steps until the learning rate is at its peak", metavar="0..1e6")
     weight_decay: float = flag(0.01, "of AdamW")
+    prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
     max_prompt_length: int = flag(64, "tokens; examples with longer prompts are left out")
     max_new_tokens: int = flag(48, "tokens of a response; longer ones are cut")
     num_examples: int = flag(20000, "examples to train on, at most")
@@ -244,8 +246,7 @@ def raw_text(world):
 
 def tokenize_examples(data, tokenizer, config):
     """Rows of texts -> rows of token ids and labels. num_labels: what the loss counts."""
-    rows, texts = [], [format_prompt(row["instruction"], row.get("input") or "") for row in data]
-    prompts = tokenizer(texts)["input_ids"]  # with a begin token where there is one (Llama)
+    rows, prompts = [], encode_prompts(data, tokenizer, config)
     responses = tokenizer([row["output"] for row in data], add_special_tokens=False)["input_ids"]
     for row, prompt_ids, response_ids in zip(data, prompts, responses):
         max_length = len(prompt_ids) + config.max_new_tokens
@@ -337,17 +338,25 @@ def chat(config):
         print("Type an instruction; an empty line ends.")
     model, tokenizer = load_causal_lm(config)
     model.to(PartialState().device)
+    context = []
     for instruction in [config.prompt] if config.prompt else sys.stdin:
         if not instruction.strip():
             break
-        prompt = tokenizer.encode(
-            format_prompt(*map(str.strip, instruction.split("|", maxsplit=1))))
-        positions = getattr(model.config, "max_position_embeddings", math.inf)
-        if len(prompt) + config.max_new_tokens > positions:
+        row = dict(zip(("instruction", "input"), map(str.strip, instruction.split("|", 1))))
+        room = getattr(model.config, "max_position_embeddings", math.inf) - config.max_new_tokens
+        prompt = encode_prompts([row | {"context": context}], tokenizer, config)[0]
+        while context and len(prompt) > room:  # the oldest turns are forgotten
+            del context[:2]
+            prompt = encode_prompts([row | {"context": context}], tokenizer, config)[0]
+        if len(prompt) > room:
             die(f"{len(prompt)} tokens and --max_new_tokens {config.max_new_tokens} are more than "
-                f"the {positions} positions of {config.model}")
+                f"the {room + config.max_new_tokens} positions of {config.model}")
         response = generate(model, tokenizer, [prompt], config.max_new_tokens, temperature=0)[2]
-        print(tokenizer.decode(response[0], skip_special_tokens=True), flush=True)
+        text = tokenizer.decode(response[0], skip_special_tokens=True)
+        print(text, flush=True)
+        if config.prompt_format == "chat":  # the conversation so far
+            context += [{"role": "user", "content": instruction.strip()},
+                        {"role": "assistant", "content": text}]
 
 
 # ---- The algorithm: the loop, and then main -----------------------------------------------------
@@ -614,25 +623,110 @@ def load_exercises():
         return runpy.run_path(str(loader))["load_exercises"](BLANKS)
 
 
+# The columns that a row may have instead; the first one that it has counts.
+NAMES = {"instruction": "instruction prompt question query text", "input": "input",
+         "output": "output completion response answer messages conversations",
+         "chosen": "chosen", "rejected": "rejected"}
+ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
+
+
 def read_data(name, columns, size):
-    """The rows of a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
+    data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r}"):
-        if Path(name).is_file():
-            text = Path(name).read_text(encoding="utf-8-sig").strip()
-            rows = ",\n".join(line for line in text.split("\n") if line.strip())
-            data = json.loads(text if text[:1] == "[" else f"[{rows}]")[:size]  # errors name lines
-        else:
-            import datasets  # only here, because it takes its time
-            data = [row for _, row in zip(range(size), datasets.load_dataset(name, split="train"))]
-    for line, row in enumerate(data, start=1):
-        for column in [*columns, "input"]:  # an input may be missing
-            text = row.get(column) if isinstance(row, dict) else 0
-            if not isinstance(text or "" if column == "input" else text, str):
-                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
-    marked = sum("### Response:" in "".join(map(str, row.values())) for row in data)
+        for _, (line, row) in zip(range(size), read_rows(name)):
+            try:
+                found = list(row) if isinstance(row, dict) else found
+                data.append(standard_row(row, columns))
+            except (ValueError, TypeError, AttributeError) as error:
+                odd.append(f"line {line}: {error}")
+    if not data:
+        die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
+            f"columns are {found}. Understood are, in place of {NAMES}")
+    if odd:
+        print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
+    marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
     if marked:
         print(f"{name}: {marked} of {len(data)} rows hold the prompt's own marker, ### Response:")
-    return data or die(f"{name} holds no rows")
+    return data
+
+
+def read_rows(name):
+    """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
+    import csv, gzip
+    path = Path(name)
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if not path.is_file() or suffix == ".parquet":
+        import datasets  # only here, because it takes its time
+        where = ["parquet"] if path.is_file() else [name] if path.exists() else name.split(":")
+        files = {"data_files": name} if path.is_file() else {}
+        yield from enumerate(datasets.load_dataset(*where, **files, split="train"), start=1)
+        return
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        if suffix == ".csv":
+            yield from enumerate(csv.DictReader(file), start=2)
+        whole = file.read()
+    if whole.lstrip().startswith("["):
+        yield from enumerate(json.loads(whole), start=1)
+        return
+    for line, text in enumerate(whole.split("\n"), start=1):
+        try:
+            if text.strip():
+                yield line, {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+        except ValueError as error:
+            yield line, error
+
+
+def standard_row(row, columns):
+    """A row as Alpaca, TRL, ShareGPT or HH-RLHF have it -> with texts in `columns`. Of messages the
+    last one is the text; those before it are the prompt, that is, its last turn and the context."""
+    if not isinstance(row, dict):
+        raise ValueError(f"no row with columns: {row!r:.80}")
+    texts = {column: row[name] for column, names in NAMES.items()
+             for name in reversed(names.split()) if row.get(name) is not None}
+    has_prompt = "instruction" in texts
+    for column in "output", "chosen", "rejected":
+        turns = texts.get(column)
+        if column != "output" and not has_prompt and isinstance(turns, str):  # a whole dialogue
+            turns = [{"role": who, "content": text.strip()} for who, text in re.findall(
+                r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", turns, re.DOTALL)]
+        if turns and isinstance(turns, list):
+            *before, last = map(as_turn, turns)
+            texts[column] = last["content"]
+            texts.setdefault("instruction", before)
+    if texts.get("instruction") and isinstance(texts["instruction"], list):
+        *texts["context"], last = map(as_turn, texts["instruction"])
+        texts["instruction"] = last["content"]
+    for column in columns + ["input"] * ("input" in texts):
+        if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
+            raise ValueError(f"the column {column!r} is missing, empty or holds no text")
+    return row | texts
+
+
+def as_turn(turn):
+    """A message of TRL's or ShareGPT's kind -> its role and its text."""
+    role = turn.get("role") or turn.get("from")
+    return {"role": ROLES.get(role, role), "content": turn.get("content") or turn.get("value")}
+
+
+def encode_prompts(data, tokenizer, config):
+    """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
+    in Alpaca's layout, or as --prompt_format says. Earlier turns are a row's context."""
+    if config.prompt_format == "auto" and tokenizer.chat_template:
+        print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
+        config.prompt_format = "chat"
+    if config.prompt_format == "chat":
+        turns = [[*row.get("context", []), {"role": "user", "content": "\n\n".join(
+            filter(None, (row["instruction"], row.get("input"))))}] for row in data]
+        return tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
+            tokenizer_kwargs={"split_special_tokens": False})
+    tokenizer.chat_template = None  # the model will not have learned it
+    layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
+    return tokenizer([layout("\n\n".join([
+        *(turn["content"] for turn in row.get("context", [])), row["instruction"]]),
+        row.get("input") or "") for row in data])["input_ids"]
 
 
 def from_pretrained(kind, name, config, **options):

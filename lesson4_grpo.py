@@ -96,6 +96,7 @@ class Config:
     missing_eos_penalty: Optional[float] = flag(None, "a cut answer pays it (0 for sums, else 1)")
     pass_k: int = flag(8, "the k of pass@k, out of 2k samples", metavar="1..1000")
     eval_every: int = flag(40, "steps between two evaluations (of sums: on held-out ones)")
+    prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
     max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
     max_new_tokens: Optional[int] = flag(None, "tokens of a response (4 for sums, else 40)")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
@@ -248,9 +249,8 @@ def load_grpo_prompts(config, tokenizer):
         both = [[{"instruction": f"What is {a} + {b}?"} for a, b in sums(x)] for x in (False, True)]
     if config.data:
         both = [read_data(config.data, ["instruction"], 10**6)] * 2
-    for row in both[0] + both[1]:
-        row["prompt_ids"] = tokenizer.encode(
-            format_prompt(row["instruction"], row.get("input") or ""))
+    for row, ids in zip(sum(both, []), encode_prompts(sum(both, []), tokenizer, config)):
+        row["prompt_ids"] = ids
     both = [[x for x in part if len(x["prompt_ids"]) <= config.max_prompt_length] for part in both]
     return both if all(both) else die("every prompt is longer than --max_prompt_length: raise it")
 
@@ -626,25 +626,91 @@ def load_exercises():
         return runpy.run_path(str(loader))["load_exercises"](BLANKS)
 
 
+# The columns that a row may have instead; the first one that it has counts.
+NAMES = {"instruction": "instruction prompt question query text", "input": "input",
+         "output": "output completion response answer messages conversations",
+         "chosen": "chosen", "rejected": "rejected"}
+ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
+
+
 def read_data(name, columns, size):
-    """The rows of a .json or .jsonl file, a folder or the hub, with texts in these columns."""
+    """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
+    data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r}"):
-        if Path(name).is_file():
-            text = Path(name).read_text(encoding="utf-8-sig").strip()
-            rows = ",\n".join(line for line in text.split("\n") if line.strip())
-            data = json.loads(text if text[:1] == "[" else f"[{rows}]")[:size]  # errors name lines
-        else:
-            import datasets  # only here, because it takes its time
-            data = [row for _, row in zip(range(size), datasets.load_dataset(name, split="train"))]
-    for line, row in enumerate(data, start=1):
-        for column in [*columns, "input"]:  # an input may be missing
-            text = row.get(column) if isinstance(row, dict) else 0
-            if not isinstance(text or "" if column == "input" else text, str):
-                die(f"{name}, line {line}: the column {column!r} is missing or holds no text")
-    marked = sum("### Response:" in "".join(map(str, row.values())) for row in data)
+        for _, (line, row) in zip(range(size), read_rows(name)):
+            try:
+                found = list(row) if isinstance(row, dict) else found
+                data.append(standard_row(row, columns))
+            except (ValueError, TypeError, AttributeError) as error:
+                odd.append(f"line {line}: {error}")
+    if not data:
+        die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
+            f"columns are {found}. Understood are, in place of {NAMES}")
+    if odd:
+        print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
+    marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
     if marked:
         print(f"{name}: {marked} of {len(data)} rows hold the prompt's own marker, ### Response:")
-    return data or die(f"{name} holds no rows")
+    return data
+
+
+def read_rows(name):
+    """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
+    import csv, gzip
+    path = Path(name)
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if not path.is_file() or suffix == ".parquet":
+        import datasets  # only here, because it takes its time
+        where = ["parquet"] if path.is_file() else [name] if path.exists() else name.split(":")
+        files = {"data_files": name} if path.is_file() else {}
+        yield from enumerate(datasets.load_dataset(*where, **files, split="train"), start=1)
+        return
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        if suffix == ".csv":
+            yield from enumerate(csv.DictReader(file), start=2)
+        whole = file.read()
+    if whole.lstrip().startswith("["):
+        yield from enumerate(json.loads(whole), start=1)
+        return
+    for line, text in enumerate(whole.split("\n"), start=1):
+        try:
+            if text.strip():
+                yield line, {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+        except ValueError as error:
+            yield line, error
+
+
+def standard_row(row, columns):
+    """A row as Alpaca, TRL, ShareGPT or HH-RLHF have it -> with texts in `columns`. Of messages the
+    last one is the text; those before it are the prompt, that is, its last turn and the context."""
+    if not isinstance(row, dict):
+        raise ValueError(f"no row with columns: {row!r:.80}")
+    texts = {column: row[name] for column, names in NAMES.items()
+             for name in reversed(names.split()) if row.get(name) is not None}
+    has_prompt = "instruction" in texts
+    for column in "output", "chosen", "rejected":
+        turns = texts.get(column)
+        if column != "output" and not has_prompt and isinstance(turns, str):  # a whole dialogue
+            turns = [{"role": who, "content": text.strip()} for who, text in re.findall(
+                r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", turns, re.DOTALL)]
+        if turns and isinstance(turns, list):
+            *before, last = map(as_turn, turns)
+            texts[column] = last["content"]
+            texts.setdefault("instruction", before)
+    if texts.get("instruction") and isinstance(texts["instruction"], list):
+        *texts["context"], last = map(as_turn, texts["instruction"])
+        texts["instruction"] = last["content"]
+    for column in columns + ["input"] * ("input" in texts):
+        if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
+            raise ValueError(f"the column {column!r} is missing, empty or holds no text")
+    return row | texts
+
+
+def as_turn(turn):
+    """A message of TRL's or ShareGPT's kind -> its role and its text."""
+    role = turn.get("role") or turn.get("from")
+    return {"role": ROLES.get(role, role), "content": turn.get("content") or turn.get("value")}
 
 
 def make_missing(folder, lesson, duration, config):
@@ -665,6 +731,25 @@ def make_missing(folder, lesson, duration, config):
     if child.wait():
         sys.exit(child.returncode)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def encode_prompts(data, tokenizer, config):
+    """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
+    in Alpaca's layout, or as --prompt_format says. Earlier turns are a row's context."""
+    if config.prompt_format == "auto" and tokenizer.chat_template:
+        print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
+        config.prompt_format = "chat"
+    if config.prompt_format == "chat":
+        turns = [[*row.get("context", []), {"role": "user", "content": "\n\n".join(
+            filter(None, (row["instruction"], row.get("input"))))}] for row in data]
+        return tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
+            tokenizer_kwargs={"split_special_tokens": False})
+    tokenizer.chat_template = None  # the model will not have learned it
+    layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
+    return tokenizer([layout("\n\n".join([
+        *(turn["content"] for turn in row.get("context", [])), row["instruction"]]),
+        row.get("input") or "") for row in data])["input_ids"]
 
 
 def from_pretrained(kind, name, config, **options):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from conftest import load_lesson
 from test_lessons import (LESSONS, REPO, RUNS, SMALL, assert_one_line, assert_same_run, begin,
@@ -318,20 +319,176 @@ def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(chain):
 GOOD_ROW = {"instruction": "Say yes.", "output": "yes", "chosen": "yes", "rejected": "no"}
 
 
-@pytest.mark.parametrize("rows, words", [
-    (["null"], ["line 1", "'instruction'"]),
-    ([GOOD_ROW, "3"], ["line 2"]),
-    ([GOOD_ROW | {"input": 3}], ["line 1", "'input'"]),
-    ([GOOD_ROW | {"input": ["a"]}], ["line 1", "'input'"]),
-    ([GOOD_ROW | {"input": {"a": "b"}}], ["line 1", "'input'"]),
-    ([GOOD_ROW | {"output": None}], ["line 1", "'output'"])])
-def test_rows_that_are_no_texts_are_refused(tmp_path, capsys, rows, words):
-    write_jsonl(tmp_path / "rows.jsonl", rows)
+BAD_ROWS = {
+    "null": "None", "3": "3", '["a"]': "'a'", '{"instruction": "Hi."': "Expecting ',' delimiter",
+    '{"output": "yes"}': "'instruction'", '{"instruction": 3, "output": "yes"}': "'instruction'",
+    '{"instruction": "Hi.", "output": ""}': "'output'",
+    '{"instruction": "Hi.", "output": null}': "'output'",
+    '{"instruction": "Hi.", "output": "yes", "input": 3}': "'input'",
+    '{"instruction": "Hi.", "output": "yes", "input": {"a": "b"}}': "'input'",
+    '{"messages": []}': "'instruction'", '{"messages": ["a", "b"]}': "attribute 'get'",
+}
+
+
+@pytest.mark.parametrize("bad, word", BAD_ROWS.items())
+def test_rows_that_do_not_fit_are_left_out_and_the_first_is_shown(tmp_path, capsys, bad, word):
+    """With the line of the file, blank ones counted; where nothing is left it is an error."""
+    write_jsonl(tmp_path / "rows.jsonl", [GOOD_ROW, "", bad, GOOD_ROW, bad])
+    read = load_lesson(1).read_data
+    data = read(str(tmp_path / "rows.jsonl"), ["instruction", "output"], 100)
+    out = capsys.readouterr().out
+    assert data == [GOOD_ROW] * 2
+    assert "2 of 4 rows are left out, as line 3: " in out and word in out, out
+    write_jsonl(tmp_path / "rows.jsonl", [bad])
     with pytest.raises(SystemExit) as ended:
-        load_lesson(1).read_data(str(tmp_path / "rows.jsonl"), ["instruction", "output"], 100)
+        read(str(tmp_path / "rows.jsonl"), ["instruction", "output"], 100)
     err = capsys.readouterr().err
     assert ended.value.code == 2 and err.count("\n") == 1
-    assert all(word in err for word in words), err
+    assert "rows.jsonl has no row" in err and "line 1: " in err and word in err, err
+
+
+USER, BOT = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yes?"}
+LAST, GOOD, BAD = ({"role": role, "content": text} for role, text in (
+    ("user", "Two\nlines?"), ("assistant", "Good."), ("assistant", "Bad.")))
+DIALOGUE = "\n\nHuman: Hi.\n\nAssistant: Yes?\n\nHuman: Two\nlines?\n\nAssistant:"
+SHAREGPT = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Yes?"},
+            {"from": "human", "value": "Two\nlines?"}, {"from": "gpt", "value": "Good."}]
+ANSWERED = {"instruction": "Two\nlines?", "output": "Good."}
+COMPARED = {"instruction": "Two\nlines?", "chosen": "Good.", "rejected": "Bad."}
+TURNS = {"context": [USER, BOT]}
+LAYOUTS = {
+    "Alpaca": (ANSWERED, ANSWERED),
+    "prompt and completion": ({"prompt": "Two\nlines?", "completion": "Good."}, ANSWERED),
+    "prompt and response": ({"prompt": "Two\nlines?", "response": "Good."}, ANSWERED),
+    "question and answer": ({"question": "Two\nlines?", "answer": "Good."}, ANSWERED),
+    "query and response": ({"query": "Two\nlines?", "response": "Good."}, ANSWERED),
+    "messages": ({"messages": [USER, BOT, LAST, GOOD]}, ANSWERED | TURNS),
+    "ShareGPT": ({"conversations": SHAREGPT}, ANSWERED | TURNS),
+    "prompt and completion as messages": (
+        {"prompt": [USER, BOT, LAST], "completion": [GOOD]}, ANSWERED | TURNS),
+    "preferences": (
+        {"question": "Two\nlines?", "chosen": "Good.", "rejected": "Bad."}, COMPARED),
+    "preferences as messages": (
+        {"prompt": [USER, BOT, LAST], "chosen": [GOOD], "rejected": [BAD]}, COMPARED | TURNS),
+    "the prompt within the preferences": (
+        {"chosen": [USER, BOT, LAST, GOOD], "rejected": [USER, BOT, LAST, BAD]}, COMPARED | TURNS),
+    "HH-RLHF": ({"chosen": DIALOGUE + " Good.", "rejected": DIALOGUE + " Bad."}, COMPARED | TURNS),
+    "text": ({"text": "Two\nlines?"}, {"instruction": "Two\nlines?"}),
+    "a prompt as messages": ({"prompt": [USER, BOT, LAST]}, {"instruction": "Two\nlines?"} | TURNS),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_known_layouts_are_read(layout):
+    row, expected = LAYOUTS[layout]
+    columns = [name for name in expected if name != "context"]
+    found = load_lesson(2).standard_row(row, columns)
+    assert {name: found[name] for name in expected} == expected
+    assert found.get("context", []) == expected.get("context", [])
+
+
+def write_files(folder):
+    """The same two rows as JSON, JSON lines, CSV, Parquet and text, some of them gzipped."""
+    import csv
+    import gzip
+
+    import datasets
+
+    rows = [{"question": "What is 1, or 2?", "answer": "3"}, {"question": "谁?", "answer": "四"}]
+    lines = "\n".join(map(json.dumps, rows))
+    (folder / "a.json").write_text(json.dumps(rows, indent=2))
+    (folder / "a.jsonl").write_text("\ufeff" + lines, encoding="utf-8")
+    with gzip.open(folder / "a.jsonl.gz", "wt") as file:
+        file.write(lines)
+    with open(folder / "a.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    datasets.Dataset.from_list(rows).to_parquet(folder / "a.parquet")
+    (folder / "folder").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(folder / "folder" / "train.parquet")
+    (folder / "a.txt").write_text("What is 1, or 2?\n\n谁?\n", encoding="utf-8")
+
+
+def test_files_of_all_kinds_are_read(tmp_path):
+    write_files(tmp_path)
+    read = load_lesson(4).read_data
+    for name in "a.json", "a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet", "folder":
+        data = read(str(tmp_path / name), ["instruction", "output"], 10)
+        assert [(row["instruction"], row["output"], row["answer"]) for row in data] == [
+            ("What is 1, or 2?", "3", "3"), ("谁?", "四", "四")], name
+    assert [row["instruction"] for row in read(str(tmp_path / "a.txt"), ["instruction"], 10)] == [
+        "What is 1, or 2?", "谁?"]
+    assert len(read(str(tmp_path / "a.csv"), ["instruction"], 1)) == 1
+
+
+TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+            "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}")
+
+
+@pytest.fixture
+def chat_model(qwen3, tmp_path):
+    """A tiny Qwen3 whose tokenizer has a chat template, as Qwen's have."""
+    folder = tmp_path / "chat-model"
+    shutil.copytree(qwen3, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template, tokenizer.eos_token = TEMPLATE, "<|im_end|>"
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_chat_template_is_used_where_there_is_one(chat_model, capsys):
+    lesson = load_lesson(1)
+    config = lesson.Config(model=str(chat_model), device="cpu", max_new_tokens=8)
+    model, tokenizer = lesson.load_causal_lm(config)
+    row = {"instruction": "Two\nlines?", "input": "a <|im_end|>", "context": [USER, BOT]}
+    ids, = lesson.encode_prompts([row], tokenizer, config)
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n"
+        "<|im_start|>user\nTwo\nlines?\n\na <|im_end|><|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert ids.count(tokenizer.eos_token_id) >= 3  # the template's own are tokens
+    assert "chat template" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("style, text", [
+    ("alpaca", "### Instruction:\nHi.\n\nYes?\n\nTwo\nlines?\n\n### Input:\nx\n\n"
+               "### Response:\n"),
+    ("plain", "Hi.\n\nYes?\n\nTwo\nlines?")])
+def test_other_formats_leave_no_template_behind(chat_model, style, text):
+    lesson = load_lesson(1)
+    config = lesson.Config(model=str(chat_model), device="cpu", prompt_format=style)
+    model, tokenizer = lesson.load_causal_lm(config)
+    row = {"instruction": "Two\nlines?", "input": "x", "context": [USER, BOT]}
+    assert tokenizer.decode(lesson.encode_prompts([row], tokenizer, config)[0]) == text
+    assert tokenizer.chat_template is None
+
+
+@pytest.mark.slow
+def test_a_chat_model_goes_through_all_lessons(chat_model, tmp_path):
+    """Messages in, chat template all the way, and the saved model still has it."""
+    write_jsonl(tmp_path / "chats.jsonl", [{"messages": [USER, GOOD]}] * 4)
+    write_jsonl(tmp_path / "pairs.jsonl", [
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}] * 4)
+    (tmp_path / "rewards.py").write_text(
+        "def f(prompts, responses, **_): return [float(len(x)) for x in responses]\n")
+    short = ["--max_new_tokens=8", "--max_prompt_length=100", "--lr=1e-3"]
+    succeed(tmp_path, 1, "--model=chat-model", "--data=chats.jsonl", *short)
+    sft = "--model=runs/chat-model/sft"
+    succeed(tmp_path, 2, sft, "--data=pairs.jsonl", "--num_held_out=1", *short)
+    succeed(tmp_path, 3, sft, "--data=chats.jsonl", "--steps=1", *short)
+    succeed(tmp_path, 4, sft, "--data=chats.jsonl", "--reward=rewards.py:f", "--steps=1", *short)
+    for name in RUNS.values():
+        folder = tmp_path / "runs" / "chat-model" / name
+        saved = AutoTokenizer.from_pretrained(folder / "model")
+        assert saved.chat_template == TEMPLATE and not saved.split_special_tokens, name
+        assert json.loads((folder / "config.json").read_text())["prompt_format"] == "chat"
+    talk = [sft, "--chat", "--max_new_tokens=8"]
+    alone = succeed(tmp_path, 1, *talk, small=False, stdin="And again?\n\n").out
+    after = succeed(tmp_path, 1, *talk, small=False, stdin="Hi.\nAnd again?\nHi.\nHi.\n\n").out
+    assert alone.splitlines()[:2] == after.splitlines()[:2]  # what the lesson says first
+    assert not after.endswith(alone.splitlines()[-1] + "\n")  # it remembers
 
 
 def test_files_in_another_encoding_are_refused(tmp_path, capsys):
