@@ -911,7 +911,7 @@ class Run:
                     file = folder / "config.json"
                     known = json.loads(file.read_text()).keys() if file.is_file() else set()
                     if known != asdict(config).keys():
-                        die(f"{folder} is no run of this lesson: take another --run_name")
+                        die(f"{folder} is no run of this lesson (now): take another --run_name")
                 self.lock = FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
                 self.lock.acquire(timeout=0)  # the system releases it when this process ends
                 if earlier:
@@ -992,6 +992,7 @@ class Run:
             if self.is_main:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
                 (self.folder / "unfinished").rename(self.folder / name)
+            self.accelerator.wait_for_everyone()
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""

@@ -376,11 +376,11 @@ def test_samples_show_both_models_answers_to_the_same_prompts(chain, name):
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(chain, number):
     # Lesson 1 with another seed makes another base model: not where other tests need this one.
     folder = "seeds" if number == 1 else "runs"
-    options = ["--run_name=again", f"--runs_dir={folder}"]
+    options = [f"--run_name=again{number}", f"--runs_dir={folder}"]
     succeed(chain.folder, number, *options)
-    assert_same_run(chain.folder / folder / "again", chain.runs / RUNS[number])
+    assert_same_run(chain.folder / folder / f"again{number}", chain.runs / RUNS[number])
     succeed(chain.folder, number, *options, "--seed=1", "--overwrite")
-    assert metrics(chain.folder / folder / "again") != metrics(chain.runs / RUNS[number])
+    assert metrics(chain.folder / folder / f"again{number}") != metrics(chain.runs / RUNS[number])
 
 
 def command_to_go_on(done):
@@ -441,8 +441,8 @@ def test_lesson_1_goes_on_from_within_the_base_model_and_from_within_the_tuning(
 def check_crash(chain, number):
     """Killed in step 3 of a run that saves every second step, or every step but the last save
     was cut short: the resumed run has each step once."""
-    folder = chain.runs / "killed"
-    options = ["--run_name=killed", "--overwrite", "--save_every=2"]
+    folder = chain.runs / f"killed{number}"
+    options = [f"--run_name=killed{number}", "--overwrite", "--save_every=2"]
     killed = run(chain.folder, number, *options, stop=(signal.SIGKILL, 3))
     assert killed.code == -signal.SIGKILL
     assert (folder / "checkpoint-2").is_dir() and len(metrics(folder)) == 2
@@ -450,7 +450,7 @@ def check_crash(chain, number):
         file.write('{"step": 3, "reward/avg": 99}\n{"step": 4, "rew')
     shutil.copytree(folder / "checkpoint-2", folder / "unfinished")
     (folder / "unfinished" / "optimizer.bin").write_bytes(b"half a file")
-    succeed(chain.folder, number, "--run_name=killed", "--resume")
+    succeed(chain.folder, number, f"--run_name=killed{number}", "--resume")
     assert_same_run(folder, chain.runs / RUNS[number])
     events = EventAccumulator(str(folder))
     events.Reload()
@@ -489,7 +489,8 @@ def test_ctrl_c_during_a_chained_lesson_stops_both_and_saves(tmp_path):
     os.killpg(parent.pid, signal.SIGINT)
     done = finish(parent, timeout=60)
     assert done.code not in (0, None)
-    assert "Traceback" not in done.err and "--resume" in done.err
+    assert "Traceback" not in done.err
+    assert f"To go on: python {REPO / LESSONS[2]} --device=cpu" in done.err  # what was typed
     with pytest.raises(ProcessLookupError):
         os.killpg(parent.pid, 0)  # nobody is left
     steps = [int(path.name[11:]) for path in (tmp_path / "runs" / "sft").glob("checkpoint-*")]
@@ -1042,16 +1043,17 @@ def test_every_variant_runs(chain, number, arguments):
     if number == 4 and not any("reward" in argument for argument in arguments):
         (chain.folder / "my_rewards.py").write_text(LETTERS)
         letters = ["--reward=my_rewards.py:f"]
-    done = succeed(chain.folder, number, *arguments, *letters, "--run_name=variant", "--overwrite",
+    name = f"variant{number}"
+    done = succeed(chain.folder, number, *arguments, *letters, f"--run_name={name}", "--overwrite",
                    *(["--max_new_tokens=8"] if number == 4 else []))
     assert without_bar(done.err) == []
-    rows = metrics(chain.runs / "variant")
+    rows = metrics(chain.runs / name)
     assert all(value == value for row in rows for value in row.values())
-    assert weights(chain.runs / "variant") != weights(chain.runs / ("sft" if number > 2 else
-                                                                    "reward"))
+    before = "sft" if number > 2 else "reward"
+    assert weights(chain.runs / name) != weights(chain.runs / before)
     if arguments == ["--freeze_backbone"]:
         old, new = (AutoModelForSequenceClassification.from_pretrained(
-            chain.runs / name / "model").state_dict() for name in ("reward", "variant"))
+            chain.runs / run / "model").state_dict() for run in ("reward", name))
         base = AutoModelForCausalLM.from_pretrained(chain.runs / "sft" / "model").state_dict()
         same = [name for name in new if name in base]
         assert len(same) > 10 and all(torch.equal(new[name], base[name]) for name in same)
@@ -1118,11 +1120,11 @@ def test_an_interrupted_run_with_an_adapter_goes_on(adapted, number):
     first = ["--model=adapted/sft"] if number > 1 else []
     reward = ["--reward=adapted/reward"] if number == 3 else []
     stopped = run(adapted.parent, number, "--lora_rank=2", "--runs_dir=adapted", *first, *reward,
-                  "--run_name=stopped", "--overwrite", stop=(signal.SIGINT, 2))
+                  f"--run_name=stopped{number}", "--overwrite", stop=(signal.SIGINT, 2))
     assert stopped.code not in (0, None) and "Traceback" not in stopped.err
     resumed = finish(start(adapted.parent, command_to_go_on(stopped)))
     assert resumed.code == 0, resumed.err
-    assert_same_run(adapted / "stopped", adapted / RUNS[number])
+    assert_same_run(adapted / f"stopped{number}", adapted / RUNS[number])
 
 
 @pytest.mark.peft
@@ -1230,16 +1232,16 @@ def test_two_processes_train_and_write_one_set_of_files(chain, number):
 
 @pytest.mark.slow
 def test_ctrl_c_on_one_of_two_processes_stops_both_after_the_same_step(chain):
-    done = run_pair(chain.folder, 3, "--run_name=stopped2", stop=(signal.SIGINT, 2))
+    done = run_pair(chain.folder, 3, "--run_name=pair_stopped", stop=(signal.SIGINT, 2))
     assert all(process.code not in (0, None) for process in done)
     assert "Traceback" not in done[0].err + done[1].err
     assert ["To go on" in process.err for process in done] == [True, False]  # one of them speaks
-    assert len(metrics(chain.runs / "stopped2")) == 2
-    for again in run_pair(chain.folder, 3, "--run_name=stopped2", "--resume"):
+    assert len(metrics(chain.runs / "pair_stopped")) == 2
+    for again in run_pair(chain.folder, 3, "--run_name=pair_stopped", "--resume"):
         assert again.code == 0, again.err
-    for whole in run_pair(chain.folder, 3, "--run_name=whole2"):
+    for whole in run_pair(chain.folder, 3, "--run_name=pair_whole"):
         assert whole.code == 0, whole.err
-    assert_same_run(chain.runs / "stopped2", chain.runs / "whole2")
+    assert_same_run(chain.runs / "pair_stopped", chain.runs / "pair_whole")
 
 
 @pytest.mark.slow
@@ -1414,7 +1416,8 @@ def test_the_first_command_of_a_new_student(tmp_path):
                           capture_output=True, encoding="utf-8", timeout=1200)
     assert done.returncode == 0, done.stderr
     assert without_bar(done.stderr) == []
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"base", "sft", "reward", "ppo"}
+    assert {path.name for path in (tmp_path / "runs").glob("[!.]*")} == {
+        "base", "sft", "reward", "ppo"}
     rows = metrics(tmp_path / "runs" / "ppo")
     assert len(rows) == 50
     assert rows[-1]["reward/avg"] > rows[0]["reward/avg"] + 1
