@@ -767,7 +767,8 @@ class Run:
                     file = folder / "config.json"
                     known = json.loads(file.read_text()).keys() if file.is_file() else set()
                     if known != asdict(config).keys():
-                        die(f"{folder} is no run of this lesson (now): take another --run_name")
+                        die(f"{folder} is no run of this lesson, or one of another version: take "
+                            "another --run_name")
                 self.lock = FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
                 self.lock.acquire(timeout=0)  # the system releases it when this process ends
                 if earlier:
