@@ -603,19 +603,21 @@ def read_config(arguments):
     arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
     file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
-    if file != Path():
+    if typed.resume or typed.config:
         with blame(f"cannot read settings from {file}"):
             saved = json.loads(file.read_text(encoding="utf-8"))
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
     for name, value in vars(typed).items():
+        if isinstance(value, list):  # of --name=--
+            die(f"--{name} needs a value")
         if type(value) in (int, float):
             usual = "1..1e6" if type(value) is int else "0..1e6"
             low, high = Config.__dataclass_fields__[name].metadata.get("metavar", usual).split("..")
             if not float(low) <= value <= float(high):  # nan never is
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
-            die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value}")
+            die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
     return Config(**vars(typed))
 
 
@@ -704,6 +706,7 @@ def standard_row(row, columns):
     for column in columns + ["input"] * ("input" in texts):
         if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
             raise ValueError(f"the column {column!r} is missing, empty or holds no text")
+        texts[column].encode()  # half a character raises a ValueError
     return row | texts
 
 
@@ -899,7 +902,7 @@ class Run:
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator, self.folder = config, accelerator, run_folder(config)
-        self.is_main, folder = accelerator.is_main_process, self.folder
+        self.is_main, folder, self.earlier = accelerator.is_main_process, self.folder, None
         if config.resume and (folder / "samples.md").is_file():  # it is written last
             die(f"{folder} is finished: there is nothing to resume")
         if self.is_main:
@@ -917,7 +920,7 @@ class Run:
                 self.lock.acquire(timeout=0)  # the system releases it when this process ends
                 if earlier:
                     n = next(n for n in range(1, 10**6) if not Path(f"{folder}-{n}").exists())
-                    shutil.rmtree(folder) if config.overwrite else folder.rename(f"{folder}-{n}")
+                    self.earlier = folder.rename(f"{folder}-{n}")
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(folder / "unfinished", ignore_errors=True)
                 if not config.resume:
@@ -930,21 +933,23 @@ class Run:
     def steps(self, total):
         """The steps still to come, with a bar. Each has a seed of its own, so that a resumed run
         draws what it would have drawn."""
-        lines = []
+        rows = []
         for checkpoint in reversed(self.checkpoints()):  # the last one that is whole
             try:
-                log = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-                lines = [log[step] for step in range(int(checkpoint.name[11:]))]
+                log = (self.folder / "metrics.jsonl").read_text().splitlines()
+                rows = [json.loads(log[step]) for step in range(int(checkpoint.name[11:]))]
                 self.accelerator.load_state(checkpoint)
                 break
             except Exception as error:
-                print(f"{checkpoint} is damaged: {error!r:.200}", file=sys.stderr)
+                print(f"{checkpoint} or metrics.jsonl is damaged: {error!r:.200}", file=sys.stderr)
                 if checkpoint == self.checkpoints()[0]:
                     die("no checkpoint is whole: begin again, without --resume")
-        self.rows, done, Run.begun = list(map(json.loads, lines)), len(lines), True
+        self.rows, done, Run.begun = rows, len(rows), True
+        if self.earlier and self.config.overwrite:  # not before: much may have gone wrong until now
+            shutil.rmtree(self.earlier)
         self.accelerator.wait_for_everyone()
         self.log = open(self.folder / "metrics.jsonl" if self.is_main else os.devnull, "w")
-        self.log.writelines(lines)
+        self.log.writelines(json.dumps(row) + "\n" for row in rows)
         curves = {"tensorboard": {"purge_step": done + 1}}
         self.accelerator.init_trackers(self.folder.name, init_kwargs=curves)
         signal.signal(signal.SIGINT, self.interrupt)
@@ -997,6 +1002,9 @@ class Run:
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
+        for name, weight in model.named_parameters():
+            if not weight.isfinite().all():
+                die(f"{name} is not finite at the end: begin again with a lower --learning_rate")
         with self.whole("model") as folder:
             if not self.is_main:
                 return

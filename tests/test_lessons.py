@@ -214,9 +214,18 @@ def without_bar(text):
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
+    """One for all files of tests that import this."""
+    if not CHAINS:
+        CHAINS.append(make_chain(tmp_path_factory.mktemp("chain")))
+    return CHAINS[0]
+
+
+CHAINS = []
+
+
+def make_chain(folder):
     """Lesson 3 as the first command in a folder, and then lesson 4, as plain processes. The runs
     that it finds begun (lessons 1 and 2) have small settings, or this would take minutes."""
-    folder = tmp_path_factory.mktemp("chain")
     begin(folder, 1, **SMALL[1])
     begin(folder, 2, **SMALL[2])
 
