@@ -293,6 +293,7 @@ def test_a_command_ends_well(world, dice, case):
     number = dice.choice(list(LESSONS))
     settings = draw_settings(dice, number, most=12, odds=0.02)
     settings |= {"overwrite": True} if dice.random() < 0.3 else {}
+    settings |= {"learning_rate": 1e6, "weight_decay": 1e6} if dice.random() < 0.2 else {}
     arguments = [word.replace("\0", "") for word in typed(dice, settings)]  # as the system does
     from_file = dice.random() < 0.2
     if from_file:
