@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -334,8 +334,6 @@ def chat(config):
     config.model = config.model or str(run_folder(config))
     if config.model == str(run_folder(config)) and not Path(config.model, "model").is_dir():
         die(f"{config.model} is missing: run python lesson1_sft.py first")
-    if config.prompt and not config.prompt.strip():
-        die("--prompt is empty")
     if config.chat:
         print("Type an instruction; an empty line ends.")
     model, tokenizer = load_causal_lm(config)
@@ -343,7 +341,7 @@ def chat(config):
     context = []
     for instruction in [config.prompt] if config.prompt else sys.stdin:
         if not instruction.strip():
-            break
+            return config.chat or die("--prompt is empty")
         row = dict(zip(("instruction", "input"), map(str.strip, instruction.split("|", 1))))
         room = getattr(model.config, "max_position_embeddings", math.inf) - config.max_new_tokens
         prompt = encode_prompts([row | {"context": context}], tokenizer, config)[0]
@@ -476,7 +474,8 @@ def make_base(config):
                      exercise=False, learning_rate=rate, lora_rank=0)
     folder = run_folder(config)
     if (folder / "config.json").is_file():
-        made_with = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with blame(f"cannot read {folder}/config.json"):
+            made_with = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         config.resume = all(made_with.get(name) == value for name, value in vars(config).items()
                             if name not in FREE_TO_CHANGE)
         if config.resume and (folder / "model").is_dir():
@@ -902,7 +901,7 @@ class Run:
                 self.accelerator.load_state(checkpoint)
                 break
             except Exception as error:
-                print(f"{checkpoint} or metrics.jsonl is damaged: {error!r:.200}", file=sys.stderr)
+                print(f"{checkpoint} is damaged, or metrics.jsonl: {error!r:.200}", file=sys.stderr)
                 if checkpoint == self.checkpoints()[0]:
                     die("no checkpoint is whole: begin again, without --resume")
         self.rows, done, Run.begun = rows, len(rows), True

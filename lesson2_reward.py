@@ -799,7 +799,7 @@ class Run:
                 self.accelerator.load_state(checkpoint)
                 break
             except Exception as error:
-                print(f"{checkpoint} or metrics.jsonl is damaged: {error!r:.200}", file=sys.stderr)
+                print(f"{checkpoint} is damaged, or metrics.jsonl: {error!r:.200}", file=sys.stderr)
                 if checkpoint == self.checkpoints()[0]:
                     die("no checkpoint is whole: begin again, without --resume")
         self.rows, done, Run.begun = rows, len(rows), True
