@@ -724,9 +724,10 @@ def encode_prompts(data, tokenizer, config):
     if config.prompt_format == "chat":
         turns = [[*row.get("context", []), {"role": "user", "content": "\n\n".join(
             filter(None, (row["instruction"], row.get("input"))))}] for row in data]
-        return tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-            tokenizer_kwargs={"split_special_tokens": False})
+        with blame("--prompt_format chat"):
+            return tokenizer.apply_chat_template(
+                turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
+                tokenizer_kwargs={"split_special_tokens": False})
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
     return tokenizer([layout("\n\n".join([

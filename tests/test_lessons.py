@@ -585,6 +585,7 @@ BAD_INPUT = [
     (1, ["--data=no_rows.json"], ["no_rows.json"]),
     (1, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (3, ["--max_prompt_length=3"], ["max_prompt_length"]),
+    (1, ["--prompt_format=chat", "--model=runs/sft"], ["--prompt_format chat", "template"]),
     (1, ["--config=no-such.json"], ["no-such.json"]),
     (1, ["--config=broken.json"], ["broken.json"]),
     (3, ["--config=unknown.json"], ["temprature"]),
