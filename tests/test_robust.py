@@ -72,6 +72,23 @@ def test_a_diverging_run_stops_before_it_saves(chain, number):
     assert all(abs(x) < float("inf") for row in metrics(folder) for x in row.values())
 
 
+def test_scores_that_are_no_numbers_are_not_saved(chain):
+    """What only the last update spoils no step can tell."""
+    done = run(chain.folder, 2, "--learning_rate=1e6", "--weight_decay=1e6", "--steps=2",
+               "--run_name=spoilt", "--overwrite")
+    assert_stopped(done, "not finite", "--learning_rate")
+    assert not (chain.runs / "spoilt" / "model").exists()
+
+
+def test_overwrite_waits_until_training_begins(chain, tmp_path):
+    """Lesson 1 opens its run, and finds only then that no prompt is short enough."""
+    shutil.copytree(chain.runs, tmp_path / "runs")
+    before = weights(chain.runs / "sft")
+    done = run(tmp_path, 1, "--max_prompt_length=1", "--overwrite")
+    assert done.code != 0 and "--max_prompt_length" in done.err
+    assert weights(tmp_path / "runs" / "sft-1") == before
+
+
 # ---- One run, one process -----------------------------------------------------------------------
 
 
