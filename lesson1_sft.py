@@ -604,7 +604,7 @@ def read_config(arguments):
     file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
     if typed.resume or typed.config:
         with blame(f"cannot read settings from {file}"):
-            saved = json.loads(file.read_text(encoding="utf-8"))
+            saved = dict(json.loads(file.read_text(encoding="utf-8")), lesson=None)  # no setting
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
     for name, value in vars(typed).items():
@@ -863,7 +863,8 @@ class Run:
 
     def __init__(self, config, accelerator):
         self.config, self.accelerator, self.folder = config, accelerator, run_folder(config)
-        self.is_main, folder, self.earlier = accelerator.is_main_process, self.folder, None
+        self.is_main, self.earlier = accelerator.is_main_process, None
+        folder, file, lesson = self.folder, self.folder / "config.json", Path(__file__).name
         if config.resume and (folder / "samples.md").is_file():  # it is written last
             die(f"{folder} is finished: there is nothing to resume")
         if self.is_main:
@@ -872,11 +873,9 @@ class Run:
                 if earlier:
                     if Path(config.model).resolve() == folder.resolve():
                         die(f"{folder} is --model and would be replaced: take another --run_name")
-                    file = folder / "config.json"
-                    known = json.loads(file.read_text()).keys() if file.is_file() else set()
-                    if known != asdict(config).keys():
-                        die(f"{folder} is no run of this lesson, or one of another version: take "
-                            "another --run_name")
+                    saved = json.loads(file.read_text()) if file.is_file() else {}
+                    if "run_name" not in saved or saved.get("lesson", lesson) != lesson:
+                        die(f"{folder} is no run of this lesson: take another --run_name")
                 self.lock = FileLock(folder.with_name(f".{folder.name}.lock"), is_singleton=True)
                 self.lock.acquire(timeout=0)  # the system releases it when this process ends
                 if earlier:
@@ -885,7 +884,7 @@ class Run:
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(folder / "unfinished", ignore_errors=True)
                 if not config.resume:
-                    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2))
+                    file.write_text(json.dumps({"lesson": lesson, **asdict(config)}, indent=2))
         accelerator.wait_for_everyone()
 
     def checkpoints(self):

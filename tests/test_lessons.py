@@ -162,7 +162,8 @@ def begin(folder, number, **typed):
     """What an interrupted run leaves before its first checkpoint: its settings."""
     run_folder = Path(folder, "runs", RUNS[number])
     run_folder.mkdir(parents=True)
-    (run_folder / "config.json").write_text(json.dumps(settings(number, **typed)))
+    saved = {"lesson": LESSONS[number], **settings(number, **typed)}
+    (run_folder / "config.json").write_text(json.dumps(saved))
 
 
 # ---- Looking at a run ---------------------------------------------------------------------------
@@ -315,6 +316,7 @@ def test_config_json_holds_every_setting_of_the_run(chain, number):
     # Lessons 1 and 2 were resumed here: the test of data files looks at ones that they wrote.
     expected = settings(number, **SMALL[number])
     saved = json.loads((chain.runs / RUNS[number] / "config.json").read_text())
+    assert saved.pop("lesson") == LESSONS[number]
     assert saved.keys() == expected.keys()
     filled_in = {"model", "reward"}
     assert {name: value for name, value in saved.items() if name not in filled_in} == {
@@ -964,6 +966,7 @@ def check_own_model(folder, make_model, name):
     done = succeed(folder, 1, f"--model={name}", "--data=plain.jsonl", long, *small[1])
     assert without_bar(done.err) == []
     saved = json.loads((runs / "sft" / "config.json").read_text())
+    assert saved.pop("lesson") == LESSONS[1]
     assert saved == settings(1, **{**SMALL[1], "model": name, "data": "plain.jsonl", "steps": 3,
                                    "max_prompt_length": 120})
     model = AutoModelForCausalLM.from_pretrained(runs / "sft" / "model")

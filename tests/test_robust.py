@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_a_chained_lesson_ends_when_its_parent_is_killed(tmp_path):
 
 NUMBERS = [(number, field.name) for number in LESSONS
            for field in dataclasses.fields(load_lesson(number).Config)
-           if any(kind in str(field.type) for kind in ("int'", "float'", "[int]", "[float]"))]
+           if field.type in (int, float, Optional[int], Optional[float])]
 
 
 @pytest.mark.parametrize("number, name", NUMBERS)
@@ -261,6 +262,16 @@ def interrupted(chain):
     return folder
 
 
+def copy_of(run_folder, name):
+    """A run of that name, beside the one that it is a copy of."""
+    folder = run_folder.with_name(name)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(run_folder, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"run_name": name}))
+    return folder
+
+
 CHECKPOINT_FILES = ["model.safetensors", "optimizer.bin", "scheduler.bin"]
 
 
@@ -270,11 +281,7 @@ CHECKPOINT_FILES = ["model.safetensors", "optimizer.bin", "scheduler.bin"]
                                     pytest.param(pointer, marks=pytest.mark.slow),
                                     pytest.param(os.remove, marks=pytest.mark.slow)])
 def test_the_checkpoint_before_a_damaged_one_is_used(chain, interrupted, file, damage):
-    folder = chain.runs / "damaged"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(interrupted, folder)
-    (folder / "config.json").write_text(
-        (folder / "config.json").read_text().replace('"kept"', '"damaged"'))
+    folder = copy_of(interrupted, "damaged")
     damage(folder / "checkpoint-3" / file)
     resumed = succeed(chain.folder, 2, "--run_name=damaged", "--resume")
     assert "checkpoint-3 is damaged" in resumed.err
@@ -282,11 +289,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(chain, interrupted, file, d
 
 
 def test_without_a_whole_checkpoint_nothing_is_touched(chain, interrupted):
-    folder = chain.runs / "damaged"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(interrupted, folder)
-    (folder / "config.json").write_text(
-        (folder / "config.json").read_text().replace('"kept"', '"damaged"'))
+    folder = copy_of(interrupted, "damaged")
     for checkpoint in folder.glob("checkpoint-*"):
         cut(checkpoint / "optimizer.bin")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -296,11 +299,7 @@ def test_without_a_whole_checkpoint_nothing_is_touched(chain, interrupted):
 
 
 def test_a_run_that_was_killed_between_its_model_and_its_samples_is_finished(chain, interrupted):
-    folder = chain.runs / "nearly"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(interrupted, folder)
-    (folder / "config.json").write_text(
-        (folder / "config.json").read_text().replace('"kept"', '"nearly"'))
+    folder = copy_of(interrupted, "nearly")
     (folder / "model").mkdir()
     (folder / "model" / "leftover").write_text("of the killed run")
     succeed(chain.folder, 2, "--run_name=nearly", "--resume")
@@ -653,6 +652,17 @@ def test_a_folder_of_another_lesson_is_not_moved(chain, number, name):
     done = run(chain.folder, number, f"--run_name={name}", "--overwrite")
     assert_one_line(done, "no run of this lesson", name)
     assert listing(chain.runs) == before
+
+
+def test_a_run_of_an_older_version_is_kept_like_any_other(chain, tmp_path):
+    """It has other settings, and does not say which lesson wrote it."""
+    shutil.copytree(chain.runs, tmp_path / "runs")
+    file = tmp_path / "runs" / "reward" / "config.json"
+    saved = json.loads(file.read_text())
+    assert saved.pop("lesson") == LESSONS[2]
+    file.write_text(json.dumps(saved | {"of_old": 1}))
+    succeed(tmp_path, 2, "--steps=1")
+    assert weights(tmp_path / "runs" / "reward-1") == weights(chain.runs / "reward")
 
 
 @pytest.mark.parametrize("name", ["base", *RUNS.values()])
