@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 545. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -48,6 +48,7 @@ from typing import Literal, Optional
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import huggingface_hub
 import torch
 import torch.nn.functional as F
 import transformers
@@ -73,10 +74,14 @@ def flag(default, help, *aliases, **metavar):
 @dataclass
 class Config:
     model: str = flag("", "hub name or folder (default: made here)", "--model_name_or_path")
-    data: str = flag("", "JSON file, folder or hub name; columns instruction, input, output")
+    data: str = flag("", "examples: a file, a folder, or on the hub NAME:CONFIG:SPLIT")
+    eval_data: str = flag("", "examples to evaluate on (default: a twentieth of --data)")
+    columns: str = flag("", "what --data calls its columns, such as instruction=task,output=answer")
     run_name: str = flag("sft", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: int = flag(1100, "optimiser steps", "--max_steps")
+    steps: int = flag(1100, "optimiser steps (0: evaluate only)", "--max_steps", metavar="0..1e6")
+    epochs: int = flag(0, "passes over the data, in place of --steps", "--num_train_epochs",
+                       metavar="0..1e6")
     base_steps: int = flag(100, "optimiser steps of the tiny base model")
     batch_size: int = flag(32, "examples an optimiser step, over all processes")
     micro_batch_size: int = flag(16, "examples a forward pass: lower it when memory runs out")
@@ -85,15 +90,17 @@ class Config:
     warmup_steps: int = flag(20, "steps until the learning rate is at its peak", metavar="0..1e6")
     weight_decay: float = flag(0.01, "of AdamW")
     prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
-    max_prompt_length: int = flag(64, "tokens; examples with longer prompts are left out")
-    max_new_tokens: int = flag(48, "tokens of a response; longer ones are cut")
+    max_prompt_length: Optional[int] = flag(None, "longer ones are left out (64; --data 512)")
+    max_new_tokens: Optional[int] = flag(None, "of a response (48; --data or --model 256)")
     num_examples: int = flag(20000, "examples to train on, at most")
     eval_every: int = flag(100, "steps between two looks at the held-out loss")
+    text_metrics: bool = flag(False, "ROUGE-L and chrF (pip install rouge-score sacrebleu)")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
     bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
     gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
     attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
+    trust_remote_code: bool = flag(False, "run the code that --model brings along")
     device: Literal["auto", "cpu"] = flag("auto", "auto: CUDA or MPS where there is one")
     save_every: int = flag(100, "steps between checkpoints (0: only on Ctrl-C)", metavar="0..1e6")
     report_to: str = flag("tensorboard", "or wandb, trackio, ..., what accelerate knows; or: none")
@@ -107,6 +114,9 @@ class Config:
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
+        if not self.data and not self.model:  # else they depend on the model: see end_tokens
+            self.max_prompt_length = self.max_prompt_length or 64
+            self.max_new_tokens = self.max_new_tokens or 48
         if self.learning_rate is None:
             self.learning_rate = (2e-5 if self.model else 1.5e-3) * (10 if self.lora_rank else 1)
         if self.bucket is None:
@@ -255,10 +265,15 @@ def tokenize_examples(data, tokenizer, config):
         if len(prompt_ids) <= config.max_prompt_length:
             rows.append({"input_ids": input_ids, "labels": labels, "prompt_ids": prompt_ids,
                          "num_labels": len(labels) - len(prompt_ids),
-                         "title": f"{row['instruction']} {row.get('input') or ''}"})
+                         "title": f"{row['instruction']} {row.get('input') or ''}",
+                         "reference": row["output"]})
     if len(rows) < len(data):
         print(f"{len(data) - len(rows)} of {len(data)} prompts are longer than --max_prompt_length "
               f"{config.max_prompt_length} and are left out.")
+    cut = sum(row["labels"][-1] != tokenizer.eos_token_id for row in rows)
+    if cut:
+        print(f"{cut} of {len(rows)} answers are cut at --max_new_tokens {config.max_new_tokens}: "
+              "these teach no end.")
     return rows or die("no example is left: raise --max_prompt_length")
 
 
@@ -326,37 +341,6 @@ def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None
     how = {"temperature": temperature} if temperature else {"do_sample": False}
     both = lm.generate(**batch, max_new_tokens=max_new_tokens, **how)
     return batch["input_ids"], batch["attention_mask"], both[:, batch["input_ids"].shape[1]:]
-
-
-def chat(config):
-    """Answers --prompt or, with --chat, every line that is typed, until an empty one: with the
-    likeliest tokens, not with samples. What comes after a | is the instruction's input."""
-    config.model = config.model or str(run_folder(config))
-    if config.model == str(run_folder(config)) and not Path(config.model, "model").is_dir():
-        die(f"{config.model} is missing: run python lesson1_sft.py first")
-    if config.chat:
-        print("Type an instruction; an empty line ends.")
-    model, tokenizer = load_causal_lm(config)
-    model.to(PartialState().device)
-    context = []
-    for instruction in [config.prompt] if config.prompt else sys.stdin:
-        if not instruction.strip():
-            return config.chat or die("--prompt is empty")
-        row = dict(zip(("instruction", "input"), map(str.strip, instruction.split("|", 1))))
-        room = getattr(model.config, "max_position_embeddings", math.inf) - config.max_new_tokens
-        prompt = encode_prompts([row | {"context": context}], tokenizer, config)[0]
-        while context and len(prompt) > room:  # the oldest turns are forgotten
-            del context[:2]
-            prompt = encode_prompts([row | {"context": context}], tokenizer, config)[0]
-        if len(prompt) > room:
-            die(f"{len(prompt)} tokens and --max_new_tokens {config.max_new_tokens} are more than "
-                f"the {room + config.max_new_tokens} positions of {config.model}")
-        response = generate(model, tokenizer, [prompt], config.max_new_tokens, temperature=0)[2]
-        text = tokenizer.decode(response[0], skip_special_tokens=True)
-        print(text, flush=True)
-        if config.prompt_format == "chat":  # the conversation so far
-            context += [{"role": "user", "content": instruction.strip()},
-                        {"role": "assistant", "content": text}]
 
 
 # ---- The algorithm: the loop, and then main -----------------------------------------------------
@@ -455,13 +439,14 @@ def keep_best(model, run, stats):
 def load_best(model, run):
     """The model gets back the weights that had the best held-out loss."""
     run.accelerator.wait_for_everyone()
-    model.load_state_dict(load_file(run.folder / "best.safetensors"), strict=False)
+    if run.rows:  # not with --steps 0
+        model.load_state_dict(load_file(run.folder / "best.safetensors"), strict=False)
 
 
 def tidy(run):
     """What only --resume needs goes."""
     if run.is_main:
-        (run.folder / "best.safetensors").unlink()
+        (run.folder / "best.safetensors").unlink(missing_ok=True)
         for checkpoint in run.checkpoints():
             shutil.rmtree(checkpoint)
 
@@ -470,7 +455,7 @@ def make_base(config):
     """The tiny base model's folder: runs/base if it was made with these settings, else it is made.
     It learns briefly and at half the rate, or some seeds would know sums by now and others not."""
     rate = config.learning_rate / (20 if config.lora_rank else 2)  # all of its weights are trained
-    config = replace(config, run_name="base", steps=config.base_steps, resume=False,
+    config = replace(config, run_name="base", steps=config.base_steps, epochs=0, resume=False,
                      exercise=False, learning_rate=rate, lora_rank=0)
     folder = run_folder(config)
     if (folder / "config.json").is_file():
@@ -495,15 +480,21 @@ def make_base(config):
 
 
 def load_examples(config):
-    """(training, held-out) rows."""
-    if not config.data:
-        return tiny_world(config.num_examples, config.seed), tiny_world(600, 0, held_out=True)
-    data = read_data(config.data, ["instruction", "output"], config.num_examples)
-    if len(data) < 2:
-        die(f"{config.data} needs at least two rows: some are held out")
-    random.Random(0).shuffle(data)
-    held_out_size = math.ceil(len(data) / 20)
-    return data[held_out_size:], data[:held_out_size]
+    """(training, held-out) rows. Of a conversation every answer is an example of its own."""
+    if config.data:
+        return [[example for row in part for example in every_answer(row)]
+                for part in load_data(config, ["instruction", "output"], config.num_examples)]
+    return tiny_world(config.num_examples, config.seed), tiny_world(600, 0, held_out=True)
+
+
+def every_answer(row):
+    """A row of a conversation -> rows with every answer in it and what came before."""
+    context = row.get("context", [])
+    for i in range(1, len(context)):
+        if context[i]["role"] == "assistant":
+            yield row | {"context": context[:i - 1], "instruction": context[i - 1]["content"],
+                         "output": context[i]["content"]}
+    yield row
 
 
 def main():
@@ -512,19 +503,18 @@ def main():
     if config.chat or config.prompt:
         return chat(config)
     mine = load_exercises() if config.exercise else {}
-    parts = load_examples(config)
-    if config.model:
-        model, tokenizer = load_causal_lm(config)
-    elif config.run_name == "base":
-        die("--run_name base is the name of the base model: choose another")
-    else:
+    parts, run = load_examples(config), None
+    if not config.model:
+        if config.run_name == "base":
+            die("--run_name base is the name of the base model: choose another")
         run = Run(config, accelerator)  # before minutes of training, should it be refused
-        model, tokenizer = load_causal_lm(replace(config, model=make_base(config)))
+        config.model = make_base(config)
+    model, tokenizer = load_causal_lm(config)
     globals().update(mine)  # only now: the base model is always made with the lesson's functions
     model.to(accelerator.device)
     data, held_out = (tokenize_examples(part, tokenizer, config) for part in parts)
-    if config.model:
-        run = Run(config, accelerator)
+    config.steps = config.epochs * math.ceil(len(data) / config.batch_size) or config.steps
+    run = run or Run(config, accelerator)
 
     def look():
         """The held-out loss, and answers to the first few held-out prompts."""
@@ -534,17 +524,22 @@ def main():
         with accelerator.autocast():
             response = generate(model, tokenizer, prompts, config.max_new_tokens)[2]
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
-        return {"loss/held_out": loss, "perplexity/held_out": math.exp(loss)}, texts
+        numbers = {"loss/held_out": loss, "perplexity/held_out": math.exp(loss)}
+        if config.text_metrics:
+            numbers |= text_metrics(model, tokenizer, held_out[:64], config)
+        return numbers, texts
 
     before, texts_before = look()
     train(model, tokenizer, data, held_out, config, accelerator, run)
-    after, texts_after = look()
+    after, texts_after = look() if config.steps else (before, texts_before)
     run.save_model(model, tokenizer)
+    model = f"--model {run.folder} " * (run.folder != Path("runs/sft"))
     run.close("loss/train", before, after, [
         (row["title"], {"base": old, "tuned": new})
-        for row, old, new in zip(held_out, texts_before, texts_after)])
+        for row, old, new in zip(held_out, texts_before, texts_after)],
+        f'python lesson1_sft.py {model}--prompt "What is 27 + 15?", '
+        f"or python lesson2_reward.py {model}")
     tidy(run)
-    print('Next: python lesson1_sft.py --prompt "What is 27 + 15?", or lesson2_reward.py')
 
 
 # ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------
@@ -634,19 +629,33 @@ NAMES = {"instruction": "instruction prompt question query text", "input": "inpu
 ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
 
 
-def read_data(name, columns, size):
+def load_data(config, columns, size=10**6):
+    """[training, held-out] rows: held out is --eval_data or, of --data, a twentieth."""
+    data = read_data(config.data, columns, size, config.columns)
+    if config.eval_data:
+        return [data, read_data(config.eval_data, columns, size, config.columns)]
+    if len(data) < 2:
+        die(f"{config.data} needs at least two rows: some are held out (or say --eval_data)")
+    random.Random(0).shuffle(data)
+    n = math.ceil(len(data) / 20)
+    return [data[n:], data[:n]]
+
+
+def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
-    with blame(f"cannot read the data {name!r}"):
+    with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
+        theirs = dict(pair.split("=") for pair in renamed.split(",") if pair)
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
-                data.append(standard_row(row, columns))
+                view = {ours: row.get(theirs[ours]) for ours in theirs} or row
+                data.append(row | standard_row(view, columns))
             except (ValueError, TypeError, AttributeError) as error:
                 odd.append(f"line {line}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
-            f"columns are {found}. Understood are, in place of {NAMES}")
+            f"columns are {found}. Understood are, in place of {NAMES}. Or see --columns")
     if odd:
         print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
     marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
@@ -662,9 +671,11 @@ def read_rows(name):
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if not path.is_file() or suffix == ".parquet":
         import datasets  # only here, because it takes its time
-        where = ["parquet"] if path.is_file() else [name] if path.exists() else name.split(":")
-        files = {"data_files": name} if path.is_file() else {}
-        yield from enumerate(datasets.load_dataset(*where, **files, split="train"), start=1)
+        where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
+        source = {"path": where, "name": subset or None}
+        if path.is_file():
+            source = {"path": "parquet", "data_files": name}
+        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -706,7 +717,7 @@ def standard_row(row, columns):
         if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
             raise ValueError(f"the column {column!r} is missing, empty or holds no text")
         texts[column].encode()  # half a character raises a ValueError
-    return row | texts
+    return texts
 
 
 def as_turn(turn):
@@ -740,13 +751,14 @@ def from_pretrained(kind, name, config, **options):
     would lose small steps; without dropout, because a policy has to agree with itself; with a pad
     token that is no end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
+    trust = {"trust_remote_code": config.trust_remote_code}
     with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **trust)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
-        settings = AutoConfig.from_pretrained(base).to_dict()
+        settings = AutoConfig.from_pretrained(base, **trust).to_dict()
         if "MaskedLM" in str(settings["architectures"]):
             die(f"{name} fills gaps and sees what comes after them: it cannot write")
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
@@ -754,7 +766,8 @@ def from_pretrained(kind, name, config, **options):
             options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
         model, report = kind.from_pretrained(
             base, dtype=config.dtype if config.lora_rank else "float32", output_loading_info=True,
-            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **options)
+            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **trust,
+            **options)
         new = {"score.weight"} if "num_labels" in options else set()  # lesson 2's head
         bad = [*report["missing_keys"] - new, *report["mismatched_keys"]]
         for weight in bad or [x for x, w in model.named_parameters() if not w.isfinite().all()]:
@@ -777,8 +790,12 @@ def from_pretrained(kind, name, config, **options):
 
 def end_tokens(model, tokenizer, config, name):
     """The ids with which an answer ends. It has to fit into the model's positions, too."""
+    positions = getattr(model.config, "max_position_embeddings", 10**6)
+    config.max_new_tokens = config.max_new_tokens or min(256, positions // 3)
+    config.max_prompt_length = config.max_prompt_length or min(
+        512, positions - config.max_new_tokens)
     length = config.max_prompt_length + config.max_new_tokens
-    if length > (positions := getattr(model.config, "max_position_embeddings", length)):
+    if length > positions:
         die(f"--max_prompt_length + --max_new_tokens is {length}; {name} has {positions} positions")
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -820,6 +837,54 @@ def add_adapter(model, config, task):
         fan_in_fan_out=conv1d))
 
 
+def text_metrics(model, tokenizer, rows, config):
+    """How like the references the greedy answers are: ROUGE-L's F (Lin 2004), chrF (Popovic 2015),
+    both from 0 to 100."""
+    with blame("--text_metrics needs two more packages (pip install rouge-score sacrebleu)"):
+        import sacrebleu
+        from rouge_score.rouge_scorer import RougeScorer
+    answers, size = [], config.micro_batch_size
+    for piece in [rows[i:i + size] for i in range(0, len(rows), size)]:
+        prompts = [row["prompt_ids"] for row in piece]
+        response = generate(model, tokenizer, prompts, config.max_new_tokens, temperature=0)[2]
+        answers += tokenizer.batch_decode(response, skip_special_tokens=True)
+    references, scorer = [row["reference"] for row in rows], RougeScorer(["rougeL"])
+    rouge = [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(references, answers)]
+    return {"rougeL": 100 * sum(rouge) / len(rouge),
+            "chrF": sacrebleu.corpus_chrf(answers, [references]).score}
+
+
+def chat(config):
+    """Answers --prompt or, with --chat, every line that is typed, until an empty one: with the
+    likeliest tokens, not with samples. What comes after a | is the instruction's input."""
+    config.model = config.model or str(run_folder(config))
+    if config.model == str(run_folder(config)) and not Path(config.model, "model").is_dir():
+        die(f"{config.model} is missing: run python lesson1_sft.py first")
+    if config.chat:
+        print("Type an instruction; an empty line ends.")
+    model, tokenizer = load_causal_lm(config)
+    model.to(PartialState().device)
+    context = []
+    for instruction in [config.prompt] if config.prompt else sys.stdin:
+        if not instruction.strip():
+            return config.chat or die("--prompt is empty")
+        row = dict(zip(("instruction", "input"), map(str.strip, instruction.split("|", 1))))
+        room = getattr(model.config, "max_position_embeddings", math.inf) - config.max_new_tokens
+        prompt = encode_prompts([row | {"context": context}], tokenizer, config)[0]
+        while context and len(prompt) > room:  # the oldest turns are forgotten
+            del context[:2]
+            prompt = encode_prompts([row | {"context": context}], tokenizer, config)[0]
+        if len(prompt) > room:
+            die(f"{len(prompt)} tokens and --max_new_tokens {config.max_new_tokens} are more than "
+                f"the {room + config.max_new_tokens} positions of {config.model}")
+        response = generate(model, tokenizer, [prompt], config.max_new_tokens, temperature=0)[2]
+        text = tokenizer.decode(response[0], skip_special_tokens=True)
+        print(text, flush=True)
+        if config.prompt_format == "chat":  # the conversation so far
+            context += [{"role": "user", "content": instruction.strip()},
+                        {"role": "assistant", "content": text}]
+
+
 def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes, precision, tracker."""
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
@@ -827,6 +892,8 @@ def start(config):
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # of downloads
+    reach_hub(config.model, config.data)
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     if "TYPED" in os.environ:  # see make_missing
@@ -847,12 +914,27 @@ def start(config):
     return accelerator
 
 
+def reach_hub(*names):
+    """Where a name is no path, the hub answers within seconds, or only its cache counts."""
+    hub = huggingface_hub.constants
+    if hub.HF_HUB_OFFLINE or all(not name or Path(name).exists() for name in names):
+        return
+    try:
+        huggingface_hub.get_session().head(hub.ENDPOINT, timeout=5)
+    except Exception as error:
+        print(f"{hub.ENDPOINT} does not answer ({error}): what was downloaded before has to do, as "
+              "with HF_HUB_OFFLINE=1. HF_ENDPOINT names another hub; without --model and --data "
+              "the lessons need none.", file=sys.stderr)
+        hub.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+
+
 def run_folder(config, run_name=None):
     """<runs_dir>/<run_name>, with the name of a model other than the tiny one in between."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
-    return Path(config.runs_dir, family, run_name or config.run_name)
+    name = config.run_name + "-eval" * (config.steps == 0)
+    return Path(config.runs_dir, family, run_name or name)
 
 
 class Run:
@@ -962,6 +1044,8 @@ class Run:
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
+        if self.config.steps == 0:  # there is nothing new
+            return
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 die(f"{name} is not finite at the end: begin again with a lower --learning_rate")
@@ -978,12 +1062,13 @@ class Run:
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
-    def close(self, curve, before, after, samples):
-        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
+    def close(self, curve, before, after, samples, commands):
+        """The closing table, one curve in characters, samples: [(title, {label: text})], and what
+        to type next."""
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+        values = torch.tensor([row[curve] for row in self.rows] or [0.0]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -994,11 +1079,16 @@ class Run:
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
+            numbers = json.dumps({"before": before, "after": after}, indent=2)
+            (self.folder / "eval.json").write_text(numbers)
             (self.folder / "samples.md").write_text(text, encoding="utf-8")
             for checkpoint in self.checkpoints():
                 shutil.rmtree(checkpoint)
-        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
-              f"Curves: tensorboard --logdir {self.config.runs_dir}")
+        if self.config.steps == 0:
+            print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
+        else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
+                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

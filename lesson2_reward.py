@@ -20,7 +20,7 @@ How to run it
 It writes runs/reward; lesson 3 uses it.
 
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 440. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 450. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -47,6 +47,7 @@ from typing import Literal, Optional
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import huggingface_hub
 import torch
 import torch.nn.functional as F
 import transformers
@@ -69,11 +70,15 @@ def flag(default, help, *aliases, **metavar):
 @dataclass
 class Config:
     model: str = flag("", "hub name or folder (default: runs/sft)", "--model_name_or_path")
-    data: str = flag("", "JSON file, folder or hub name; columns instruction, chosen, rejected")
+    data: str = flag("", "pairs: a file, a folder, or on the hub NAME:CONFIG:SPLIT")
+    eval_data: str = flag("", "pairs to evaluate on (default: a twentieth of --data)")
+    columns: str = flag("", "what --data calls its columns, such as chosen=better,rejected=worse")
     run_name: str = flag("reward", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    rm_epochs: int = flag(1, "times that every pair is learned from", "--num_train_epochs")
-    steps: Optional[int] = flag(None, "optimiser steps (default: as many as the epochs have)")
+    rm_epochs: int = flag(1, "times that every pair is learned from", "--num_train_epochs",
+                          "--epochs")
+    steps: Optional[int] = flag(None, "optimiser steps (default: rm_epochs; 0: evaluate only)",
+                                metavar="0..1e6")
     num_pairs: int = flag(6000, "pairs to learn from, at most")
     num_held_out: int = flag(4000, "pairs to measure on, at most")
     batch_size: int = flag(64, "pairs an optimiser step, over all processes")
@@ -86,13 +91,14 @@ class Config:
     center_coef: float = flag(0.01, "weight of the term that keeps scores around 0",
                               "--center_rewards_coefficient")
     prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
-    max_prompt_length: int = flag(64, "tokens; pairs with longer prompts are left out")
-    max_new_tokens: int = flag(48, "tokens of an answer; longer ones are cut")
+    max_prompt_length: Optional[int] = flag(None, "longer ones are left out (64; --data 512)")
+    max_new_tokens: Optional[int] = flag(None, "of an answer; longer ones are cut (48; --data 256)")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
     bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
     gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
     attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
+    trust_remote_code: bool = flag(False, "run the code that --model brings along")
     device: Literal["auto", "cpu"] = flag("auto", "auto: CUDA or MPS where there is one")
     save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)", metavar="0..1e6")
     report_to: str = flag("tensorboard", "or wandb, trackio, ..., what accelerate knows; or: none")
@@ -106,6 +112,9 @@ class Config:
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
+        if not self.data:  # else they depend on the model, too: see end_tokens
+            self.max_prompt_length = self.max_prompt_length or 64
+            self.max_new_tokens = self.max_new_tokens or 48
         if self.learning_rate is None:
             self.learning_rate = (1e-5 if self.model else 5e-4) * (10 if self.lora_rank else 1)
         if self.prompt != Config.prompt and not self.score:
@@ -303,8 +312,10 @@ def score_pairs(model, tokenizer, data, config, accelerator):
 def measure(chosen, rejected, data):
     """Scores of held-out pairs -> numbers to report."""
     scores = torch.cat([chosen, rejected])
+    off = sum(n * abs(predicted - observed)  # the expected calibration error, of five rows
+              for _, _, n, predicted, observed in calibration(chosen, rejected)) / len(chosen)
     numbers = {"loss/held_out": pairwise_loss(chosen, rejected).item(),
-               "accuracy": preference_accuracy(chosen, rejected).item(),
+               "accuracy": preference_accuracy(chosen, rejected).item(), "calibration/error": off,
                "score/mean": scores.mean().item(), "score/std": scores.std().item()}
     if "gold_chosen" in data[0]:
         gold = torch.tensor([[row["gold_chosen"], row["gold_rejected"]] for row in data]).T
@@ -316,17 +327,18 @@ def measure(chosen, rejected, data):
     return numbers
 
 
-def calibration_table(chosen, rejected):
+def calibration(chosen, rejected):
     """Does a pair to which the model gives 80% come out that way in 80% of cases? The better-scored
-    answer of every pair is the favourite; the table says how often it was the chosen one."""
-    probability = preference_probability(chosen, rejected)
+    answer of every pair is the favourite. -> rows (chance from, to, pairs, predicted, observed):
+    how often it was the chosen one."""
+    probability, rows = preference_probability(chosen, rejected), []
     favourite, won = torch.maximum(probability, 1 - probability), (probability > 0.5).float()
-    print("\nCalibration: favourite's chance    pairs   predicted  observed")
     for low in torch.arange(0.5, 1.0, 0.1).tolist():
         here = (favourite >= low) & (favourite < low + 0.1 + 1e-6 * (low > 0.85))
         if here.any():
-            print(f"    {low:>14.0%} to {low + 0.1:>4.0%}     {here.sum():>9}"
-                  f"{favourite[here].mean():>12.1%}{won[here].mean():>10.1%}")
+            rows.append((low, low + 0.1, here.sum().item(), favourite[here].mean().item(),
+                         won[here].mean().item()))
+    return rows
 
 
 def score_one(config):
@@ -353,13 +365,8 @@ def load_pairs(config):
     if not config.data:
         return (build_synthetic_preference_dataset(config.num_pairs, f"train {config.seed}"),
                 build_synthetic_preference_dataset(config.num_held_out, "held out"))
-    data = read_data(config.data, ["instruction", "chosen", "rejected"], 10**6)
-    if len(data) < 2:
-        die(f"{config.data} needs at least two rows: some are held out")
-    random.Random(0).shuffle(data)
-    held_out_size = min(config.num_held_out, max(1, len(data) // 10))
-    data, held_out = data[held_out_size:], data[:held_out_size]
-    return data[:config.num_pairs], held_out
+    data, held_out = load_data(config, ["instruction", "chosen", "rejected"])
+    return data[:config.num_pairs], held_out[:config.num_held_out]
 
 
 def main():
@@ -380,7 +387,7 @@ def main():
     optimizer = torch.optim.AdamW(
         weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     per_epoch = math.ceil(len(data) / config.batch_size)
-    steps = config.steps or config.rm_epochs * per_epoch
+    steps = config.rm_epochs * per_epoch if config.steps is None else config.steps
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
     learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     run = Run(config, accelerator)
@@ -428,13 +435,16 @@ def main():
     settings = model.model.config
     settings.score_mean, settings.score_std = after["score/mean"], after["score/std"]
     run.save_model(model.model, tokenizer)
-    calibration_table(chosen, rejected)
+    print("\nCalibration: favourite's chance    pairs   predicted  observed")
+    for low, high, n, predicted, observed in calibration(chosen, rejected):
+        print(f"    {low:>14.0%} to {high:>4.0%}     {n:>9}{predicted:>12.1%}{observed:>10.1%}")
     samples = [(row["instruction"], {f"chosen {a:+.2f}": row["chosen"],
                                      f"rejected {b:+.2f}": row["rejected"]})
                for row, a, b in zip(held_out[:5], chosen, rejected)]
-    run.close("accuracy/train", before, after, samples)
-    print('Next: python lesson2_reward.py --score "The spy film was lovely.", '
-          "or python lesson3_ppo.py")
+    model = f"--model {config.model} " * (run.folder != Path("runs/reward"))
+    run.close("accuracy/train", before, after, samples,
+              f'python lesson2_reward.py {model}--score "The spy film was lovely.", '
+              f"or python lesson3_ppo.py {model}" + f"--reward {run.folder}" * bool(model))
 
 
 # ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------
@@ -524,19 +534,33 @@ NAMES = {"instruction": "instruction prompt question query text", "input": "inpu
 ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
 
 
-def read_data(name, columns, size):
+def load_data(config, columns, size=10**6):
+    """[training, held-out] rows: held out is --eval_data or, of --data, a twentieth."""
+    data = read_data(config.data, columns, size, config.columns)
+    if config.eval_data:
+        return [data, read_data(config.eval_data, columns, size, config.columns)]
+    if len(data) < 2:
+        die(f"{config.data} needs at least two rows: some are held out (or say --eval_data)")
+    random.Random(0).shuffle(data)
+    n = math.ceil(len(data) / 20)
+    return [data[n:], data[:n]]
+
+
+def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
-    with blame(f"cannot read the data {name!r}"):
+    with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
+        theirs = dict(pair.split("=") for pair in renamed.split(",") if pair)
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
-                data.append(standard_row(row, columns))
+                view = {ours: row.get(theirs[ours]) for ours in theirs} or row
+                data.append(row | standard_row(view, columns))
             except (ValueError, TypeError, AttributeError) as error:
                 odd.append(f"line {line}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
-            f"columns are {found}. Understood are, in place of {NAMES}")
+            f"columns are {found}. Understood are, in place of {NAMES}. Or see --columns")
     if odd:
         print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
     marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
@@ -552,9 +576,11 @@ def read_rows(name):
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if not path.is_file() or suffix == ".parquet":
         import datasets  # only here, because it takes its time
-        where = ["parquet"] if path.is_file() else [name] if path.exists() else name.split(":")
-        files = {"data_files": name} if path.is_file() else {}
-        yield from enumerate(datasets.load_dataset(*where, **files, split="train"), start=1)
+        where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
+        source = {"path": where, "name": subset or None}
+        if path.is_file():
+            source = {"path": "parquet", "data_files": name}
+        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -596,7 +622,7 @@ def standard_row(row, columns):
         if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
             raise ValueError(f"the column {column!r} is missing, empty or holds no text")
         texts[column].encode()  # half a character raises a ValueError
-    return row | texts
+    return texts
 
 
 def as_turn(turn):
@@ -650,13 +676,14 @@ def from_pretrained(kind, name, config, **options):
     would lose small steps; without dropout, because a policy has to agree with itself; with a pad
     token that is no end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
+    trust = {"trust_remote_code": config.trust_remote_code}
     with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **trust)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
-        settings = AutoConfig.from_pretrained(base).to_dict()
+        settings = AutoConfig.from_pretrained(base, **trust).to_dict()
         if "MaskedLM" in str(settings["architectures"]):
             die(f"{name} fills gaps and sees what comes after them: it cannot write")
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
@@ -664,7 +691,8 @@ def from_pretrained(kind, name, config, **options):
             options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
         model, report = kind.from_pretrained(
             base, dtype=config.dtype if config.lora_rank else "float32", output_loading_info=True,
-            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **options)
+            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **trust,
+            **options)
         new = {"score.weight"} if "num_labels" in options else set()  # lesson 2's head
         bad = [*report["missing_keys"] - new, *report["mismatched_keys"]]
         for weight in bad or [x for x, w in model.named_parameters() if not w.isfinite().all()]:
@@ -687,8 +715,12 @@ def from_pretrained(kind, name, config, **options):
 
 def end_tokens(model, tokenizer, config, name):
     """The ids with which an answer ends. It has to fit into the model's positions, too."""
+    positions = getattr(model.config, "max_position_embeddings", 10**6)
+    config.max_new_tokens = config.max_new_tokens or min(256, positions // 3)
+    config.max_prompt_length = config.max_prompt_length or min(
+        512, positions - config.max_new_tokens)
     length = config.max_prompt_length + config.max_new_tokens
-    if length > (positions := getattr(model.config, "max_position_embeddings", length)):
+    if length > positions:
         die(f"--max_prompt_length + --max_new_tokens is {length}; {name} has {positions} positions")
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -725,6 +757,8 @@ def start(config):
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # of downloads
+    reach_hub(config.model, config.data)
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     if "TYPED" in os.environ:  # see make_missing
@@ -745,12 +779,27 @@ def start(config):
     return accelerator
 
 
+def reach_hub(*names):
+    """Where a name is no path, the hub answers within seconds, or only its cache counts."""
+    hub = huggingface_hub.constants
+    if hub.HF_HUB_OFFLINE or all(not name or Path(name).exists() for name in names):
+        return
+    try:
+        huggingface_hub.get_session().head(hub.ENDPOINT, timeout=5)
+    except Exception as error:
+        print(f"{hub.ENDPOINT} does not answer ({error}): what was downloaded before has to do, as "
+              "with HF_HUB_OFFLINE=1. HF_ENDPOINT names another hub; without --model and --data "
+              "the lessons need none.", file=sys.stderr)
+        hub.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+
+
 def run_folder(config, run_name=None):
     """<runs_dir>/<run_name>, with the name of a model other than the tiny one in between."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
-    return Path(config.runs_dir, family, run_name or config.run_name)
+    name = config.run_name + "-eval" * (config.steps == 0)
+    return Path(config.runs_dir, family, run_name or name)
 
 
 class Run:
@@ -860,6 +909,8 @@ class Run:
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
+        if self.config.steps == 0:  # there is nothing new
+            return
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 die(f"{name} is not finite at the end: begin again with a lower --learning_rate")
@@ -876,12 +927,13 @@ class Run:
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
-    def close(self, curve, before, after, samples):
-        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
+    def close(self, curve, before, after, samples, commands):
+        """The closing table, one curve in characters, samples: [(title, {label: text})], and what
+        to type next."""
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+        values = torch.tensor([row[curve] for row in self.rows] or [0.0]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -892,11 +944,16 @@ class Run:
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
+            numbers = json.dumps({"before": before, "after": after}, indent=2)
+            (self.folder / "eval.json").write_text(numbers)
             (self.folder / "samples.md").write_text(text, encoding="utf-8")
             for checkpoint in self.checkpoints():
                 shutil.rmtree(checkpoint)
-        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
-              f"Curves: tensorboard --logdir {self.config.runs_dir}")
+        if self.config.steps == 0:
+            print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
+        else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
+                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

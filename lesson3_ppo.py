@@ -25,13 +25,14 @@ How to run it
 It writes runs/ppo. The bar shows the score, a response's KL from the reference, the gold reward.
 
 How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex3"
+Housekeeping begins, at line 544. Then close this file and write the maths yourself: "pytest -k ex3"
 checks exercises/ex3_ppo.py, and "python lesson3_ppo.py --exercise" trains with it.
 """
 
 import copy
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -47,12 +48,14 @@ import warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Optional
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
@@ -75,11 +78,14 @@ def flag(default, help, *aliases, **metavar):
 @dataclass
 class Config:
     model: str = flag("", "hub name or folder (default: runs/sft)", "--model_name_or_path")
-    reward: str = flag("", "a run of lesson 2 (default: runs/reward), or: sentiment")
-    data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
+    reward: str = flag("", "run of lesson 2 (default: runs/reward), sentiment, CLASSIFIER:LABEL or "
+                       "FILE.py:FUNCTION; several with weights: NAME=1,NAME=0.5")
+    data: str = flag("", "prompts: a file, a folder, or on the hub NAME:CONFIG:SPLIT")
+    eval_data: str = flag("", "prompts to evaluate on (default: a twentieth of --data)")
+    columns: str = flag("", "what --data calls its columns, such as instruction=task,input=context")
     run_name: str = flag("ppo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: int = flag(50, "PPO steps: sample, score, learn")
+    steps: int = flag(50, "PPO steps: sample, score, learn (0: evaluate only)", metavar="0..1e6")
     num_samples: int = flag(64, "responses a step, over all processes")
     ppo_epochs: int = flag(4, "times that a step's samples are learned from", "--num_ppo_epochs")
     batch_size: int = flag(32, "samples an optimiser step, over all processes")
@@ -99,13 +105,15 @@ class Config:
     temperature: float = flag(1.0, "of sampling and all log-probabilities", metavar="0.01..100")
     missing_eos_penalty: float = flag(1.0, "taken off the score of a response without an end")
     prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
-    max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
-    max_new_tokens: int = flag(40, "tokens a response may have", "--response_length")
+    max_prompt_length: Optional[int] = flag(None, "longer prompts are left out (64; --data 512)")
+    max_new_tokens: Optional[int] = flag(None, "of a response (40; with --data 256)",
+                                         "--response_length")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
     bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
     gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
     attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
+    trust_remote_code: bool = flag(False, "run the code that --model brings along")
     device: Literal["auto", "cpu"] = flag("auto", "auto: CUDA or MPS where there is one")
     save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)", metavar="0..1e6")
     report_to: str = flag("tensorboard", "or wandb, trackio, ..., what accelerate knows; or: none")
@@ -117,6 +125,9 @@ class Config:
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
+        if not self.data:  # else they depend on the model, too: see end_tokens
+            self.max_prompt_length = self.max_prompt_length or 64
+            self.max_new_tokens = self.max_new_tokens or 40
         if self.learning_rate is None:
             self.learning_rate = (1e-6 if self.model else 1e-4) * (10 if self.lora_rank else 1)
         if self.num_samples % self.batch_size:
@@ -254,6 +265,9 @@ def sentiment_reward(review):
     return float(min(3, sum(word in GOOD for word in re.findall(r"\w+", review))))
 
 
+REWARDS = {"sentiment": lambda responses, **columns: list(map(sentiment_reward, responses))}
+
+
 def format_prompt(instruction: str, input: str = "") -> str:
     """What the model sees before it answers: Alpaca's layout (Taori et al., 2023), shortened."""
     context = f"### Input:\n{input}\n\n" if input else ""
@@ -261,14 +275,12 @@ def format_prompt(instruction: str, input: str = "") -> str:
 
 
 def load_prompts(config, tokenizer):
-    """Rows with instruction and prompt_ids: those of --data, or one for every kind of film."""
-    data = [{"instruction": f"Write a short review of the {kind} film."} for kind in KINDS]
+    """[data, held_out]: rows with instruction and prompt_ids, those of --data or, held out or not,
+    one for every kind of film."""
+    both = [[{"instruction": f"Write a short review of the {kind} film."} for kind in KINDS]] * 2
     if config.data:
-        data = read_data(config.data, ["instruction"], 10**6)
-    for row, ids in zip(data, encode_prompts(data, tokenizer, config)):
-        row["prompt_ids"] = ids
-    data = [row for row in data if len(row["prompt_ids"]) <= config.max_prompt_length]
-    return data or die("every prompt is longer than --max_prompt_length: raise it")
+        both = load_data(config, ["instruction"])
+    return add_prompt_ids(both, tokenizer, config)
 
 
 # ---- Models -------------------------------------------------------------------------------------
@@ -322,28 +334,6 @@ def make_reference(lm, config):
     return lambda *inputs: response_logits(frozen, *inputs)
 
 
-def load_score(config, tokenizer, lm):
-    """A function (ids, attention_mask, texts) -> scores (B,). With LoRA, a reward model that began
-    as the policy did and was trained with LoRA is a second adapter here, and no second model."""
-    if config.reward == "sentiment":
-        return lambda ids, attention_mask, texts: ids.new_tensor(
-            list(map(sentiment_reward, texts)), dtype=torch.float32)
-    trunk, head, mean, std, is_adapter = load_reward_model(config, tokenizer, lm)
-
-    def score(ids, attention_mask, texts):
-        places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        if is_adapter:
-            lm.set_adapter("reward", inference_mode=True)
-        states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
-        if is_adapter:
-            lm.set_adapter("default")
-        scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
-        last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
-        return (scores.gather(1, last).squeeze(1).float() - mean) / std
-
-    return score
-
-
 # ---- The algorithm: the parts of a step in the order in which they run, and then main -----------
 
 
@@ -373,31 +363,32 @@ class Rollout:
 
 
 @torch.no_grad()
-def sample_responses(policy, reference, score, tokenizer, prompts, config, accelerator):
-    """Answer the prompts (lists of ids), and record what learning will need. Every process answers
-    its share and gets everybody's: from here on the formulas are those of a single process."""
-    lm, width = policy.lm, max(map(len, prompts))
-    with accelerator.split_between_processes(prompts) as mine, accelerator.autocast():
+def sample_responses(policy, reference, reward, tokenizer, rows, config, accelerator):
+    """Answer the rows' prompts, and record what learning will need. Every process answers its
+    share and gets everybody's: from here on the formulas are those of a single process."""
+    lm, width = policy.lm, max(len(row["prompt_ids"]) for row in rows)
+    with accelerator.split_between_processes(rows) as mine, accelerator.autocast():
+        prompts = [row["prompt_ids"] for row in mine]
         ids, prompt_mask, response = generate(
-            lm, tokenizer, mine, config.max_new_tokens, config.temperature, width)
+            lm, tokenizer, prompts, config.max_new_tokens, config.temperature, width)
         ends = lm.generation_config.eos_token_id
         mask = response_mask(response, ends)
         ended = torch.isin(response, torch.tensor(ends, device=ids.device)).any(dim=1)
         ids = torch.cat([ids, response], dim=1)
         attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
         parts = []
-        for rows in torch.arange(len(ids)).split(config.micro_batch_size):
-            inputs = ids[rows], attention_mask[rows], response.shape[1]
+        for piece in torch.arange(len(ids)).split(config.micro_batch_size):
+            inputs = ids[piece], attention_mask[piece], response.shape[1]
             logits, values = policy(*inputs)
             parts.append((
-                response_logprobs(logits, response[rows], config.temperature),
-                response_logprobs(reference(*inputs), response[rows], config.temperature), values))
+                response_logprobs(logits, response[piece], config.temperature),
+                response_logprobs(reference(*inputs), response[piece], config.temperature), values))
         # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
         logprobs, ref_logprobs, values = (torch.cat(part) * mask for part in zip(*parts))
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
         gold = torch.tensor([gold_utility(text) for text in texts], device=ids.device)
         # A response that was cut off before its end token pays for it.
-        scores = score(ids, attention_mask, texts) - config.missing_eos_penalty * (~ended)
+        scores = reward(ids, attention_mask, texts, mine) - config.missing_eos_penalty * ~ended
     share = dict(ids=ids, attention_mask=attention_mask, response=response, mask=mask,
                  logprobs=logprobs, ref_logprobs=ref_logprobs, values=values, scores=scores,
                  gold=gold, ended=ended)
@@ -470,50 +461,51 @@ def explained_variance(rollout):
     return 1 - (errors.var(correction=0) / returns.var(correction=0).clamp(min=1e-8)).item()
 
 
+def compare(rollout, other, config):
+    """Means, and how often the response wins against the other one to its prompt: a tie is half."""
+    better, worse = (x.scores if config.data else x.gold for x in (rollout, other))
+    wins = (better > worse).float() + 0.5 * (better == worse).float()
+    error = wins.std().item() / len(wins) ** 0.5  # the standard error
+    return describe(rollout, config) | {"win_rate": wins.mean().item(), "win_rate/error": error}
+
+
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
     globals().update(load_exercises() if config.exercise else {})
     if config.batch_size % accelerator.num_processes:
         die("the number of processes must divide --batch_size")
-    config.reward = config.reward or str(run_folder(config, "reward"))
-    if Path(config.reward) == run_folder(config, "reward"):
-        make_missing(Path(config.reward), "lesson2_reward.py", "half a minute", config)
-    elif config.reward != "sentiment" and not Path(config.reward).is_dir():
-        die(f"there is no reward model {config.reward!r}")
-    if not config.model:
-        make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)
-        config.model = str(run_folder(config, "sft"))
+    functions = make_inputs(config)
     lm, tokenizer = load_causal_lm(config)
     lm.to(accelerator.device)
-    data = load_prompts(config, tokenizer)
+    data, held_out = load_prompts(config, tokenizer)
     reference = make_reference(lm, config)
-    score = load_score(config, tokenizer, lm)
+    reward = load_rewards(config, functions, tokenizer, lm)
     policy = CausalLMWithValueHead(lm)
     optimizer = torch.optim.Adam(
         [{"params": lm.parameters(), "lr": config.learning_rate},
          {"params": policy.value_head.parameters(), "lr": config.value_learning_rate}],
         eps=1e-5, fused=True)  # eps as in OpenAI's PPO
     learner, optimizer = accelerator.prepare(policy, optimizer)  # the policy on all processes
-    run = Run(config, accelerator)
 
     def roll_out(rows):
-        prompts = [data[row]["prompt_ids"] for row in rows]
-        return sample_responses(policy, reference, score, tokenizer, prompts, config, accelerator)
+        return sample_responses(policy, reference, reward, tokenizer, rows, config, accelerator)
 
     def look():
-        """Fresh responses to fixed prompts: means and texts."""
+        """Fresh responses to the held-out prompts: the rollout and its texts."""
         torch.manual_seed(accelerator.process_index)
-        rows = [i % len(data) for i in range(config.num_samples * (1 if config.data else 4))]
-        rollout = roll_out(rows)
+        n = config.num_samples * (1 if config.data else 4)
+        rollout = roll_out([held_out[i % len(held_out)] for i in range(n)])
         response = rollout.response.where(rollout.mask > 0, tokenizer.pad_token_id)
-        return describe(rollout, config), tokenizer.batch_decode(response, skip_special_tokens=True)
+        return rollout, tokenizer.batch_decode(response, skip_special_tokens=True)
 
+    print("The model answers, before the first step ...", flush=True)
     before, texts_before = look()
+    run = Run(config, accelerator)
     for step in run.steps(config.steps):
         # 1. Rollout: the policy answers, the reward model scores, the reference is asked as well.
         dice = random.Random(f"{config.seed} {step}")
-        rollout = roll_out(dice.choices(range(len(data)), k=config.num_samples))
+        rollout = roll_out(dice.choices(data, k=config.num_samples))
 
         # 2. The reward of every token.
         kl_coef = config.kl_coef
@@ -539,13 +531,14 @@ def main():
         run.end_step(step, stats, reward=stats["reward/avg"], kl=stats["kl/ref_sum"],
                      gold=stats.get("gold/avg", "unknown"))
 
-    after, texts_after = look()
+    after, texts_after = look() if config.steps else (before, texts_before)
     run.save_model(lm, tokenizer)
-    run.close("reward/avg", before, after, [
+    run.close("reward/avg", compare(before, before, config), compare(after, before, config), [
         (row["instruction"], {"before": old, "after": new})
-        for row, old, new in zip(data[:5], texts_before, texts_after)])
-    print("Next: python lesson3_ppo.py --kl_coef 0 --steps 100 --run_name kl0 (reward hacking), "
-          "or python lesson4_grpo.py")
+        for row, old, new in zip(held_out[:5], texts_before, texts_after)],
+        "python lesson3_ppo.py --kl_coef 0 --steps 100 --run_name kl0 (reward hacking), or python "
+        "lesson4_grpo.py" if run.folder == Path("runs/ppo")
+        else f"python lesson1_sft.py --model {run.folder} --chat")
 
 
 # ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------
@@ -635,19 +628,33 @@ NAMES = {"instruction": "instruction prompt question query text", "input": "inpu
 ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
 
 
-def read_data(name, columns, size):
+def load_data(config, columns, size=10**6):
+    """[training, held-out] rows: held out is --eval_data or, of --data, a twentieth."""
+    data = read_data(config.data, columns, size, config.columns)
+    if config.eval_data:
+        return [data, read_data(config.eval_data, columns, size, config.columns)]
+    if len(data) < 2:
+        die(f"{config.data} needs at least two rows: some are held out (or say --eval_data)")
+    random.Random(0).shuffle(data)
+    n = math.ceil(len(data) / 20)
+    return [data[n:], data[:n]]
+
+
+def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
-    with blame(f"cannot read the data {name!r}"):
+    with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
+        theirs = dict(pair.split("=") for pair in renamed.split(",") if pair)
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
-                data.append(standard_row(row, columns))
+                view = {ours: row.get(theirs[ours]) for ours in theirs} or row
+                data.append(row | standard_row(view, columns))
             except (ValueError, TypeError, AttributeError) as error:
                 odd.append(f"line {line}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
-            f"columns are {found}. Understood are, in place of {NAMES}")
+            f"columns are {found}. Understood are, in place of {NAMES}. Or see --columns")
     if odd:
         print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
     marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
@@ -663,9 +670,11 @@ def read_rows(name):
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if not path.is_file() or suffix == ".parquet":
         import datasets  # only here, because it takes its time
-        where = ["parquet"] if path.is_file() else [name] if path.exists() else name.split(":")
-        files = {"data_files": name} if path.is_file() else {}
-        yield from enumerate(datasets.load_dataset(*where, **files, split="train"), start=1)
+        where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
+        source = {"path": where, "name": subset or None}
+        if path.is_file():
+            source = {"path": "parquet", "data_files": name}
+        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -707,7 +716,7 @@ def standard_row(row, columns):
         if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
             raise ValueError(f"the column {column!r} is missing, empty or holds no text")
         texts[column].encode()  # half a character raises a ValueError
-    return row | texts
+    return texts
 
 
 def as_turn(turn):
@@ -736,6 +745,22 @@ def make_missing(folder, lesson, duration, config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def make_inputs(config):
+    """Where the usual --model and --reward are missing, lessons 1 and 2 make them. -> {name of a
+    reward that is no run of lesson 2: function}, first, because much may be wrong with them."""
+    usual = run_folder(config, "reward")
+    config.reward = config.reward or str(usual)
+    names = split_rewards(config.reward)
+    functions = {name: REWARDS.get(name) or load_function(name, config) for name in names
+                 if Path(name) != usual and not Path(name, "model").is_dir()}
+    if str(usual) in names:
+        make_missing(usual, "lesson2_reward.py", "half a minute", config)
+    if not config.model:
+        make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)
+        config.model = str(run_folder(config, "sft"))
+    return functions
+
+
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
     in Alpaca's layout, or as --prompt_format says. Earlier turns are a row's context."""
@@ -761,13 +786,14 @@ def from_pretrained(kind, name, config, **options):
     would lose small steps; without dropout, because a policy has to agree with itself; with a pad
     token that is no end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
+    trust = {"trust_remote_code": config.trust_remote_code}
     with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **trust)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
-        settings = AutoConfig.from_pretrained(base).to_dict()
+        settings = AutoConfig.from_pretrained(base, **trust).to_dict()
         if "MaskedLM" in str(settings["architectures"]):
             die(f"{name} fills gaps and sees what comes after them: it cannot write")
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
@@ -775,7 +801,8 @@ def from_pretrained(kind, name, config, **options):
             options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
         model, report = kind.from_pretrained(
             base, dtype=config.dtype if config.lora_rank else "float32", output_loading_info=True,
-            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **options)
+            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **trust,
+            **options)
         new = {"score.weight"} if "num_labels" in options else set()  # lesson 2's head
         bad = [*report["missing_keys"] - new, *report["mismatched_keys"]]
         for weight in bad or [x for x, w in model.named_parameters() if not w.isfinite().all()]:
@@ -798,8 +825,12 @@ def from_pretrained(kind, name, config, **options):
 
 def end_tokens(model, tokenizer, config, name):
     """The ids with which an answer ends. It has to fit into the model's positions, too."""
+    positions = getattr(model.config, "max_position_embeddings", 10**6)
+    config.max_new_tokens = config.max_new_tokens or min(256, positions // 3)
+    config.max_prompt_length = config.max_prompt_length or min(
+        512, positions - config.max_new_tokens)
     length = config.max_prompt_length + config.max_new_tokens
-    if length > (positions := getattr(model.config, "max_position_embeddings", length)):
+    if length > positions:
         die(f"--max_prompt_length + --max_new_tokens is {length}; {name} has {positions} positions")
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -841,23 +872,105 @@ def add_adapter(model, config, task):
         fan_in_fan_out=conv1d))
 
 
-def load_reward_model(config, tokenizer, lm):
-    """(trunk, score head, mean and standard deviation of its scores, is it an adapter of lm?)."""
-    path, adapter = Path(config.reward, "model"), Path(config.reward, "adapter")
-    with blame(f"{config.reward!r} is no reward model of lesson 2"):
+def add_prompt_ids(parts, tokenizer, config):
+    """The parts of the data, every row with its prompt_ids. Too long ones are left out."""
+    rows, longest = sum(parts, []), config.max_prompt_length
+    for row, ids in zip(rows, encode_prompts(rows, tokenizer, config)):
+        row["prompt_ids"] = ids
+        if config.prompt_format == "plain":  # a text to go on with: its beginning is enough
+            row["prompt_ids"] = ids[:longest]
+            row["instruction"] = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+    parts = [[row for row in part if len(row["prompt_ids"]) <= longest] for part in parts]
+    left = len(rows) - sum(map(len, parts))
+    if left:
+        print(f"{left} of {len(rows)} prompts are longer than --max_prompt_length {longest}.")
+    return parts if all(parts) else die("too few prompts are left: raise --max_prompt_length")
+
+
+def split_rewards(rewards):
+    """"a=0.5,b" -> {"a": 0.5, "b": 1.0}"""
+    with blame(f"--reward {rewards}: a weight is a number, as in NAME=0.5"):
+        pairs = [part.partition("=") for part in rewards.split(",")]
+        return {name: float(weight or 1) for name, _, weight in pairs}
+
+
+def load_rewards(config, functions, tokenizer, lm):
+    """--reward as a function (ids, attention_mask, texts, rows) -> rewards (B,), for answers to
+    these rows of the data: the sum of its parts, each times its weight."""
+    weights = split_rewards(config.reward)
+    parts = {name: partial(call_reward, name, functions[name]) if name in functions
+             else load_score(name, config, tokenizer, lm) for name in weights}
+    return lambda *batch: sum(weights[name] * parts[name](*batch) for name in parts)
+
+
+def call_reward(name, function, ids, attention_mask, texts, rows):
+    """What a reward function says of these answers, (B,). None is 0: it does not apply."""
+    columns = {column: [copy.deepcopy(row.get(column)) for row in rows]
+               for column in set().union(*rows) - {"prompt_ids"}}
+    columns |= {"prompts": columns["instruction"], "responses": texts, "completions": texts}
+    rewards = function(**columns)
+    with blame(f"{name} returned {rewards!r:.60}, not {len(texts)} finite numbers"):
+        values = torch.tensor([0.0 if value is None else value for value in rewards])
+        if values.shape != ids.shape[:1] or not values.float().isfinite().all():
+            raise ValueError("too few, too many, or not finite in float32")
+    return values.float().to(ids.device)
+
+
+def load_function(name, config):
+    """FILE.py:FUNCTION or, made into such a function, a classifier: CLASSIFIER:LABEL, if it has
+    several. It reads prompt and answer as a pair or, with --prompt_format plain, as one text."""
+    source, _, label = name.partition(":")
+    with blame(f"--reward {name}"):
+        if source.endswith(".py"):
+            return runpy.run_path(source)[label]
+        judge = transformers.pipeline("text-classification", source, top_k=None, truncation=True)
+        labels = list(judge.model.config.label2id)
+        if label not in labels and len(labels) > 1:
+            raise ValueError(f"the classifier's labels are {labels}: say {source}:{labels[-1]}")
+
+    def classify(prompts, responses, **columns):
+        texts = [a + b if config.prompt_format == "plain" else {"text": a, "text_pair": b}
+                 for a, b in zip(prompts, responses)]
+        return [{x["label"]: x["score"] for x in scores}[label or labels[0]]
+                for scores in judge(texts, function_to_apply="none")]
+
+    return classify
+
+
+def load_score(name, config, tokenizer, lm):
+    """A run of lesson 2 as a function (ids, attention_mask, ...) -> scores (B,), of mean 0 and
+    variance 1 on its held-out pairs. With LoRA, one that began as the policy did and was trained
+    with LoRA is a second adapter of lm, and no second model."""
+    path, adapter = Path(name, "model"), Path(name, "adapter")
+    with blame(f"{name!r} is no reward model of lesson 2"):
         settings = AutoConfig.from_pretrained(path)
         mean, std = settings.score_mean, settings.score_std
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
     if vocabulary != tokenizer.get_vocab():
-        die(f"{config.reward} and the policy have different tokenizers: train a reward model that "
+        die(f"{name} and the policy have different tokenizers: train a reward model that "
             "starts from the policy's model (lesson2_reward.py --model ...)")
-    if config.lora_rank and adapter.is_dir() and settings.fingerprint == lm.config.fingerprint:
+    shared = adapter.is_dir() and settings.fingerprint == getattr(lm.config, "fingerprint", None)
+    if shared:
         lm.load_adapter(adapter, "reward")
         head = load_file(adapter / "adapter_model.safetensors")["base_model.model.score.weight"]
-        return lm.get_base_model().base_model, head, mean, std, True
-    model = from_pretrained(AutoModelForSequenceClassification, config.reward, config)[0]
-    model.to(lm.device, getattr(torch, config.dtype))
-    return model.base_model, model.score.weight.detach(), mean, std, False
+        trunk = lm.get_base_model().base_model
+    else:
+        model = from_pretrained(AutoModelForSequenceClassification, name, config)[0]
+        model.to(lm.device, getattr(torch, config.dtype))
+        trunk, head = model.base_model, model.score.weight.detach()
+
+    def score(ids, attention_mask, *_):
+        places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        if shared:
+            lm.set_adapter("reward", inference_mode=True)
+        states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
+        if shared:
+            lm.set_adapter("default")
+        scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
+        last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
+        return (scores.gather(1, last).squeeze(1).float() - mean) / std
+
+    return score
 
 
 def start(config):
@@ -867,6 +980,8 @@ def start(config):
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # of downloads
+    reach_hub(config.model, config.data)
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     if "TYPED" in os.environ:  # see make_missing
@@ -887,12 +1002,27 @@ def start(config):
     return accelerator
 
 
+def reach_hub(*names):
+    """Where a name is no path, the hub answers within seconds, or only its cache counts."""
+    hub = huggingface_hub.constants
+    if hub.HF_HUB_OFFLINE or all(not name or Path(name).exists() for name in names):
+        return
+    try:
+        huggingface_hub.get_session().head(hub.ENDPOINT, timeout=5)
+    except Exception as error:
+        print(f"{hub.ENDPOINT} does not answer ({error}): what was downloaded before has to do, as "
+              "with HF_HUB_OFFLINE=1. HF_ENDPOINT names another hub; without --model and --data "
+              "the lessons need none.", file=sys.stderr)
+        hub.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+
+
 def run_folder(config, run_name=None):
     """<runs_dir>/<run_name>, with the name of a model other than the tiny one in between."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
-    return Path(config.runs_dir, family, run_name or config.run_name)
+    name = config.run_name + "-eval" * (config.steps == 0)
+    return Path(config.runs_dir, family, run_name or name)
 
 
 class Run:
@@ -1002,6 +1132,8 @@ class Run:
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
+        if self.config.steps == 0:  # there is nothing new
+            return
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 die(f"{name} is not finite at the end: begin again with a lower --learning_rate")
@@ -1018,12 +1150,13 @@ class Run:
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
-    def close(self, curve, before, after, samples):
-        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
+    def close(self, curve, before, after, samples, commands):
+        """The closing table, one curve in characters, samples: [(title, {label: text})], and what
+        to type next."""
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+        values = torch.tensor([row[curve] for row in self.rows] or [0.0]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -1034,11 +1167,16 @@ class Run:
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
+            numbers = json.dumps({"before": before, "after": after}, indent=2)
+            (self.folder / "eval.json").write_text(numbers)
             (self.folder / "samples.md").write_text(text, encoding="utf-8")
             for checkpoint in self.checkpoints():
                 shutil.rmtree(checkpoint)
-        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
-              f"Curves: tensorboard --logdir {self.config.runs_dir}")
+        if self.config.steps == 0:
+            print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
+        else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
+                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

@@ -23,7 +23,7 @@ It writes runs/grpo. Before the first update the loss is 0 and its gradient is n
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 547. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -46,12 +46,14 @@ import warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Optional
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator, PartialState
@@ -74,11 +76,15 @@ def flag(default, help, *aliases, **metavar):
 @dataclass
 class Config:
     model: str = flag("", "hub name or folder (default: runs/sft)", "--model_name_or_path")
-    reward: str = flag("sum", "sum, sentiment, a run of lesson 2, or FILE.py:FUNCTION")
-    data: str = flag("", "JSON file, folder or hub name with the column instruction (and input)")
+    reward: str = flag("sum", "sum, sentiment, gsm8k, format, a run of lesson 2, CLASSIFIER:LABEL "
+                       "or FILE.py:FUNCTION; several with weights: gsm8k=1,format=0.2")
+    data: str = flag("", "prompts: a file, a folder, or on the hub NAME:CONFIG:SPLIT")
+    eval_data: str = flag("", "prompts to evaluate on (default: a twentieth of --data)")
+    columns: str = flag("", "what --data calls its columns, such as instruction=task,input=context")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "GRPO steps (110 for sums, else 100)")
+    steps: Optional[int] = flag(None, "GRPO steps (110 for sums, else 100; 0: evaluate only)",
+                                metavar="0..1e6")
     num_samples: Optional[int] = flag(None, "responses a step (512 for sums, else 64)")
     group_size: int = flag(8, "responses to a prompt, G", "--num_generations", metavar="2..1e6")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from", "--num_iterations")
@@ -97,13 +103,14 @@ class Config:
     pass_k: int = flag(8, "the k of pass@k, out of 2k samples", metavar="1..1000")
     eval_every: int = flag(40, "steps between two evaluations (of sums: on held-out ones)")
     prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
-    max_prompt_length: int = flag(64, "tokens; longer prompts are left out")
-    max_new_tokens: Optional[int] = flag(None, "tokens of a response (4 for sums, else 40)")
+    max_prompt_length: Optional[int] = flag(None, "longer prompts are left out (64; --data 512)")
+    max_new_tokens: Optional[int] = flag(None, "of a response (sums 4, else 40; with --data 256)")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
     bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
     gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
     attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
+    trust_remote_code: bool = flag(False, "run the code that --model brings along")
     device: Literal["auto", "cpu"] = flag("auto", "auto: CUDA or MPS where there is one")
     save_every: int = flag(50, "steps between checkpoints (0: only on Ctrl-C)", metavar="0..1e6")
     report_to: str = flag("tensorboard", "or wandb, trackio, ..., what accelerate knows; or: none")
@@ -118,6 +125,12 @@ class Config:
         defaults = dict(  # of sums, of other rewards
             steps=(110, 100), num_samples=(512, 64), batch_size=(512, 32), kl_coef=(0.01, 0.4),
             micro_batch_size=(128, 16), max_new_tokens=(4, 40), missing_eos_penalty=(0.0, 1.0))
+        if self.data:
+            del defaults["max_new_tokens"]  # they depend on the model, too: see end_tokens
+            if self.reward == "sum":
+                die("--data needs a --reward that fits: sum knows only the tiny world's sums")
+        else:
+            defaults["max_prompt_length"] = 64, 64
         for name, values in defaults.items():
             if getattr(self, name) is None:
                 setattr(self, name, values[self.reward != "sum"])
@@ -236,6 +249,28 @@ def sentiment_reward(review):
     return float(min(3, sum(word in GOOD for word in re.findall(r"\w+", review))))
 
 
+def final_number(text):
+    """The number in the last \\boxed{}, else after the last ####, else the last one, or None."""
+    number = r"\s*\$?(-?\d[\d,]*(?:\.\d+)?)"
+    for pattern in r"\\boxed\{" + number, "####" + number, number:
+        if found := re.findall(pattern, text):
+            return float(found[-1].replace(",", ""))
+
+
+def gsm8k_reward(responses, output, **columns):
+    """1 where a response comes to the same number as the data's answer (Cobbe et al., 2021)."""
+    pairs = [(final_number(mine), final_number(right)) for mine, right in zip(responses, output)]
+    return [float(mine is not None and mine == right) for mine, right in pairs]
+
+
+REWARDS = {
+    "sum": lambda prompts, responses, **columns: list(map(sum_reward, prompts, responses)),
+    "gsm8k": gsm8k_reward,
+    "format": lambda responses, **columns: [  # is the answer marked, as GSM8K's are?
+        float(re.search(r"####|\\boxed\{", text) is not None) for text in responses],
+    "sentiment": lambda responses, **columns: list(map(sentiment_reward, responses))}
+
+
 def format_prompt(instruction: str, input: str = "") -> str:
     """What the model sees before it answers: Alpaca's layout (Taori et al., 2023), shortened."""
     context = f"### Input:\n{input}\n\n" if input else ""
@@ -243,19 +278,17 @@ def format_prompt(instruction: str, input: str = "") -> str:
 
 
 def load_grpo_prompts(config, tokenizer):
-    """[data, held_out]: rows with instruction and prompt_ids. Only sums are held out."""
+    """[data, held_out]: rows with instruction and prompt_ids. Of the reviews none are held out."""
     both = [[{"instruction": f"Write a short review of the {kind} film."} for kind in KINDS]] * 2
     if config.reward == "sum":
         both = [[{"instruction": f"What is {a} + {b}?"} for a, b in sums(x)] for x in (False, True)]
     if config.data:
-        both = [read_data(config.data, ["instruction"], 10**6)] * 2
-    for row, ids in zip(both[0] + both[1], encode_prompts(both[0] + both[1], tokenizer, config)):
-        row["prompt_ids"] = ids
-    both = [[x for x in part if len(x["prompt_ids"]) <= config.max_prompt_length] for part in both]
-    return both if all(both) else die("every prompt is longer than --max_prompt_length: raise it")
+        answer = ["output"] * ("gsm8k" in split_rewards(config.reward))
+        both = load_data(config, ["instruction", *answer])
+    return add_prompt_ids(both, tokenizer, config)
 
 
-# ---- Models and rewards -------------------------------------------------------------------------
+# ---- Models -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -284,52 +317,6 @@ def make_reference(lm, config):
         return lm.disable_adapter()(lambda *inputs: response_logits(lm, *inputs))
     frozen = copy.deepcopy(lm).requires_grad_(False).to(getattr(torch, config.dtype))
     return lambda *inputs: response_logits(frozen, *inputs)
-
-
-def load_grpo_reward(config, tokenizer, lm):
-    """A function (ids, attention_mask, texts, rows) -> rewards (B,). rows: those of the data."""
-    function = lambda prompts, responses, **columns: list(map(sum_reward, prompts, responses))
-    if ".py:" in config.reward:
-        file, name = config.reward.rsplit(":", 1)
-        function = runpy.run_path(file).get(name) or die(
-            f"--reward {config.reward}: there is no function {name} in {file}")
-    elif config.reward != "sum":
-        score = load_score(config, tokenizer, lm)
-        return lambda ids, attention_mask, texts, rows: score(ids, attention_mask, texts)
-
-    def reward(ids, attention_mask, texts, rows):
-        columns = {name: [copy.deepcopy(row.get(name)) for row in rows]
-                   for name in set().union(*rows) - {"prompts", "responses", "prompt_ids"}}
-        rewards = function(prompts=columns["instruction"], responses=texts, **columns)
-        with blame(f"{config.reward} returned {rewards!r:.60}, not {len(texts)} finite numbers"):
-            values = torch.tensor(list(rewards), dtype=torch.float32, device=ids.device)
-            if values.shape != ids.shape[:1] or not values.isfinite().all():
-                raise ValueError("too few, too many, or not finite in float32")
-        return values
-
-    return reward
-
-
-def load_score(config, tokenizer, lm):
-    """A function (ids, attention_mask, texts) -> scores (B,). With LoRA, a reward model that began
-    as the policy did and was trained with LoRA is a second adapter here, and no second model."""
-    if config.reward == "sentiment":
-        return lambda ids, attention_mask, texts: ids.new_tensor(
-            list(map(sentiment_reward, texts)), dtype=torch.float32)
-    trunk, head, mean, std, is_adapter = load_reward_model(config, tokenizer, lm)
-
-    def score(ids, attention_mask, texts):
-        places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        if is_adapter:
-            lm.set_adapter("reward", inference_mode=True)
-        states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
-        if is_adapter:
-            lm.set_adapter("default")
-        scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
-        last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
-        return (scores.gather(1, last).squeeze(1).float() - mean) / std
-
-    return score
 
 
 # ---- The algorithm: the parts of a step in the order in which they run, and then main -----------
@@ -461,19 +448,29 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
 
 
 def evaluate(lm, reward, tokenizer, data, config, accelerator):
-    """-> numbers, and one sampled text a prompt. For sums: accuracy greedy, sampled, and pass@k."""
-    n = 2 * config.pass_k if config.reward == "sum" or not config.data else 1
-    batch, results = data[:300 if n > 1 else config.num_samples], []
+    """-> numbers, one sampled text a prompt, and all rewards. For sums and GSM8K, where a reward
+    is 0 or 1: accuracy greedy, sampled, and pass@k."""
+    is_checked = config.reward in ("sum", "gsm8k")
+    n = 1 if config.data and not is_checked else 2 * config.pass_k
+    batch, results = data[:config.num_samples if config.data else 300], []
     torch.manual_seed(config.seed)
     for temperature in [0.0] + [config.temperature] * n:  # one at a time: n at once need memory
         parts, texts = answer(lm, reward, tokenizer, batch, temperature, config, accelerator)
         results.append(parts["rewards"])
-    greedy, sampled = results[0].mean().item(), torch.stack(results[1:]).mean().item()
-    if config.reward != "sum":
-        return {"reward/greedy": greedy, "reward/sampled": sampled}, texts
-    passed = [pass_at_k(n, int(correct), config.pass_k) for correct in sum(results[1:])]
+    rewards = torch.stack(results[1:])  # (n, prompts)
+    greedy, sampled = results[0].mean().item(), rewards.mean().item()
+    if not is_checked:
+        return {"reward/greedy": greedy, "reward/sampled": sampled}, texts, rewards
+    passed = [pass_at_k(n, int(correct), config.pass_k) for correct in rewards.sum(dim=0)]
     return {"accuracy/greedy": greedy, "accuracy/sampled": sampled,
-            "accuracy/pass@k": sum(passed) / len(passed)}, texts
+            "accuracy/pass@k": sum(passed) / len(passed)}, texts, rewards
+
+
+def win_rate(rewards, others):
+    """How often an answer gets more than the other one to its prompt. A tie counts half."""
+    wins = ((rewards > others).float() + 0.5 * (rewards == others).float()).flatten()
+    error = wins.std().item() / len(wins) ** 0.5  # the standard error
+    return {"win_rate": wins.mean().item(), "win_rate/error": error}
 
 
 def main():
@@ -482,23 +479,18 @@ def main():
     globals().update(load_exercises() if config.exercise else {})
     if config.num_samples % (config.group_size * accelerator.num_processes):
         die("--num_samples must be a multiple of --group_size times the number of processes")
-    source = Path(config.reward.rsplit(":", 1)[0] if ".py:" in config.reward else config.reward)
-    if source == run_folder(config, "reward"):
-        make_missing(source, "lesson2_reward.py", "half a minute", config)
-    elif config.reward not in ("sum", "sentiment") and not source.exists():
-        die(f"--reward {config.reward}: there is no {source}")
-    if not config.model:
-        make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)
-        config.model = str(run_folder(config, "sft"))
+    functions = make_inputs(config)
     lm, tokenizer = load_causal_lm(config)
     lm.to(accelerator.device)
     data, held_out = load_grpo_prompts(config, tokenizer)
     reference = make_reference(lm, config) if config.kl_coef else None
-    reward = load_grpo_reward(config, tokenizer, lm)
+    reward = load_rewards(config, functions, tokenizer, lm)
     optimizer = torch.optim.Adam(lm.parameters(), lr=config.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.steps)
     learner, optimizer, schedule = accelerator.prepare(lm, optimizer, schedule)  # DDP
-    before, texts_before = evaluate(lm, reward, tokenizer, held_out, config, accelerator)
+    evaluate_now = lambda: evaluate(lm, reward, tokenizer, held_out, config, accelerator)
+    print("The model answers, before the first step ...", flush=True)
+    before, texts_before, rewards_before = first = evaluate_now()
     run = Run(config, accelerator)
     for step in run.steps(config.steps):
         # 1. Rollout: G answers to each prompt, and their rewards.
@@ -532,20 +524,24 @@ def main():
                  "response/length": rollout.mask.sum(dim=1)}
         stats = {name: x.float().mean().item() for name, x in means.items()} | learned
         if step % config.eval_every == 0 and step < config.steps:
-            stats |= evaluate(lm, reward, tokenizer, held_out, config, accelerator)[0]
+            stats |= evaluate_now()[0]
         run.end_step(step, stats, reward=stats["reward/avg"], kl_per_token=stats.get("kl/ref", 0),
                      same=f"{stats['group/zero_std']:.0%}")
 
-    after, texts_after = evaluate(lm, reward, tokenizer, held_out, config, accelerator)
+    after, texts_after, rewards_after = evaluate_now() if config.steps else first
+    before = before | win_rate(rewards_before, rewards_before)
+    after = after | win_rate(rewards_after, rewards_before)
     run.save_model(lm, tokenizer)
     run.close("reward/avg", before, after, [
         (held_out[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
-        for i in range(0, len(texts_before), len(texts_before) // 6 or 1)])
-    if config.reward == "sum":
+        for i in range(0, len(texts_before), len(texts_before) // 6 or 1)],
+        "python lesson4_grpo.py --reward sentiment --run_name grpo_words"
+        if run.folder == Path("runs/grpo")
+        else f"python lesson1_sft.py --model {run.folder} --chat")
+    if config.reward == "sum" and config.steps:
         print(f"One sample is now right {after['accuracy/sampled']:.0%} of the time; before, "
               f"the best of {config.pass_k} was {before['accuracy/pass@k']:.0%} of the time. GRPO "
               "mostly makes reliable what a model can do in one of several tries.")
-    print("Next: python lesson4_grpo.py --reward sentiment --run_name grpo_words")
 
 
 # ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------
@@ -635,19 +631,33 @@ NAMES = {"instruction": "instruction prompt question query text", "input": "inpu
 ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
 
 
-def read_data(name, columns, size):
+def load_data(config, columns, size=10**6):
+    """[training, held-out] rows: held out is --eval_data or, of --data, a twentieth."""
+    data = read_data(config.data, columns, size, config.columns)
+    if config.eval_data:
+        return [data, read_data(config.eval_data, columns, size, config.columns)]
+    if len(data) < 2:
+        die(f"{config.data} needs at least two rows: some are held out (or say --eval_data)")
+    random.Random(0).shuffle(data)
+    n = math.ceil(len(data) / 20)
+    return [data[n:], data[:n]]
+
+
+def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
-    with blame(f"cannot read the data {name!r}"):
+    with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
+        theirs = dict(pair.split("=") for pair in renamed.split(",") if pair)
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
-                data.append(standard_row(row, columns))
+                view = {ours: row.get(theirs[ours]) for ours in theirs} or row
+                data.append(row | standard_row(view, columns))
             except (ValueError, TypeError, AttributeError) as error:
                 odd.append(f"line {line}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
-            f"columns are {found}. Understood are, in place of {NAMES}")
+            f"columns are {found}. Understood are, in place of {NAMES}. Or see --columns")
     if odd:
         print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
     marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
@@ -663,9 +673,11 @@ def read_rows(name):
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if not path.is_file() or suffix == ".parquet":
         import datasets  # only here, because it takes its time
-        where = ["parquet"] if path.is_file() else [name] if path.exists() else name.split(":")
-        files = {"data_files": name} if path.is_file() else {}
-        yield from enumerate(datasets.load_dataset(*where, **files, split="train"), start=1)
+        where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
+        source = {"path": where, "name": subset or None}
+        if path.is_file():
+            source = {"path": "parquet", "data_files": name}
+        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -707,7 +719,7 @@ def standard_row(row, columns):
         if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
             raise ValueError(f"the column {column!r} is missing, empty or holds no text")
         texts[column].encode()  # half a character raises a ValueError
-    return row | texts
+    return texts
 
 
 def as_turn(turn):
@@ -736,6 +748,22 @@ def make_missing(folder, lesson, duration, config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def make_inputs(config):
+    """Where the usual --model and --reward are missing, lessons 1 and 2 make them. -> {name of a
+    reward that is no run of lesson 2: function}, first, because much may be wrong with them."""
+    usual = run_folder(config, "reward")
+    config.reward = config.reward or str(usual)
+    names = split_rewards(config.reward)
+    functions = {name: REWARDS.get(name) or load_function(name, config) for name in names
+                 if Path(name) != usual and not Path(name, "model").is_dir()}
+    if str(usual) in names:
+        make_missing(usual, "lesson2_reward.py", "half a minute", config)
+    if not config.model:
+        make_missing(run_folder(config, "sft"), "lesson1_sft.py", "a minute", config)
+        config.model = str(run_folder(config, "sft"))
+    return functions
+
+
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
     in Alpaca's layout, or as --prompt_format says. Earlier turns are a row's context."""
@@ -761,13 +789,14 @@ def from_pretrained(kind, name, config, **options):
     would lose small steps; without dropout, because a policy has to agree with itself; with a pad
     token that is no end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
+    trust = {"trust_remote_code": config.trust_remote_code}
     with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, **trust)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
-        settings = AutoConfig.from_pretrained(base).to_dict()
+        settings = AutoConfig.from_pretrained(base, **trust).to_dict()
         if "MaskedLM" in str(settings["architectures"]):
             die(f"{name} fills gaps and sees what comes after them: it cannot write")
         options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
@@ -775,7 +804,8 @@ def from_pretrained(kind, name, config, **options):
             options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
         model, report = kind.from_pretrained(
             base, dtype=config.dtype if config.lora_rank else "float32", output_loading_info=True,
-            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **options)
+            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **trust,
+            **options)
         new = {"score.weight"} if "num_labels" in options else set()  # lesson 2's head
         bad = [*report["missing_keys"] - new, *report["mismatched_keys"]]
         for weight in bad or [x for x, w in model.named_parameters() if not w.isfinite().all()]:
@@ -798,8 +828,12 @@ def from_pretrained(kind, name, config, **options):
 
 def end_tokens(model, tokenizer, config, name):
     """The ids with which an answer ends. It has to fit into the model's positions, too."""
+    positions = getattr(model.config, "max_position_embeddings", 10**6)
+    config.max_new_tokens = config.max_new_tokens or min(256, positions // 3)
+    config.max_prompt_length = config.max_prompt_length or min(
+        512, positions - config.max_new_tokens)
     length = config.max_prompt_length + config.max_new_tokens
-    if length > (positions := getattr(model.config, "max_position_embeddings", length)):
+    if length > positions:
         die(f"--max_prompt_length + --max_new_tokens is {length}; {name} has {positions} positions")
     ends = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -841,23 +875,105 @@ def add_adapter(model, config, task):
         fan_in_fan_out=conv1d))
 
 
-def load_reward_model(config, tokenizer, lm):
-    """(trunk, score head, mean and standard deviation of its scores, is it an adapter of lm?)."""
-    path, adapter = Path(config.reward, "model"), Path(config.reward, "adapter")
-    with blame(f"{config.reward!r} is no reward model of lesson 2"):
+def add_prompt_ids(parts, tokenizer, config):
+    """The parts of the data, every row with its prompt_ids. Too long ones are left out."""
+    rows, longest = sum(parts, []), config.max_prompt_length
+    for row, ids in zip(rows, encode_prompts(rows, tokenizer, config)):
+        row["prompt_ids"] = ids
+        if config.prompt_format == "plain":  # a text to go on with: its beginning is enough
+            row["prompt_ids"] = ids[:longest]
+            row["instruction"] = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+    parts = [[row for row in part if len(row["prompt_ids"]) <= longest] for part in parts]
+    left = len(rows) - sum(map(len, parts))
+    if left:
+        print(f"{left} of {len(rows)} prompts are longer than --max_prompt_length {longest}.")
+    return parts if all(parts) else die("too few prompts are left: raise --max_prompt_length")
+
+
+def split_rewards(rewards):
+    """"a=0.5,b" -> {"a": 0.5, "b": 1.0}"""
+    with blame(f"--reward {rewards}: a weight is a number, as in NAME=0.5"):
+        pairs = [part.partition("=") for part in rewards.split(",")]
+        return {name: float(weight or 1) for name, _, weight in pairs}
+
+
+def load_rewards(config, functions, tokenizer, lm):
+    """--reward as a function (ids, attention_mask, texts, rows) -> rewards (B,), for answers to
+    these rows of the data: the sum of its parts, each times its weight."""
+    weights = split_rewards(config.reward)
+    parts = {name: partial(call_reward, name, functions[name]) if name in functions
+             else load_score(name, config, tokenizer, lm) for name in weights}
+    return lambda *batch: sum(weights[name] * parts[name](*batch) for name in parts)
+
+
+def call_reward(name, function, ids, attention_mask, texts, rows):
+    """What a reward function says of these answers, (B,). None is 0: it does not apply."""
+    columns = {column: [copy.deepcopy(row.get(column)) for row in rows]
+               for column in set().union(*rows) - {"prompt_ids"}}
+    columns |= {"prompts": columns["instruction"], "responses": texts, "completions": texts}
+    rewards = function(**columns)
+    with blame(f"{name} returned {rewards!r:.60}, not {len(texts)} finite numbers"):
+        values = torch.tensor([0.0 if value is None else value for value in rewards])
+        if values.shape != ids.shape[:1] or not values.float().isfinite().all():
+            raise ValueError("too few, too many, or not finite in float32")
+    return values.float().to(ids.device)
+
+
+def load_function(name, config):
+    """FILE.py:FUNCTION or, made into such a function, a classifier: CLASSIFIER:LABEL, if it has
+    several. It reads prompt and answer as a pair or, with --prompt_format plain, as one text."""
+    source, _, label = name.partition(":")
+    with blame(f"--reward {name}"):
+        if source.endswith(".py"):
+            return runpy.run_path(source)[label]
+        judge = transformers.pipeline("text-classification", source, top_k=None, truncation=True)
+        labels = list(judge.model.config.label2id)
+        if label not in labels and len(labels) > 1:
+            raise ValueError(f"the classifier's labels are {labels}: say {source}:{labels[-1]}")
+
+    def classify(prompts, responses, **columns):
+        texts = [a + b if config.prompt_format == "plain" else {"text": a, "text_pair": b}
+                 for a, b in zip(prompts, responses)]
+        return [{x["label"]: x["score"] for x in scores}[label or labels[0]]
+                for scores in judge(texts, function_to_apply="none")]
+
+    return classify
+
+
+def load_score(name, config, tokenizer, lm):
+    """A run of lesson 2 as a function (ids, attention_mask, ...) -> scores (B,), of mean 0 and
+    variance 1 on its held-out pairs. With LoRA, one that began as the policy did and was trained
+    with LoRA is a second adapter of lm, and no second model."""
+    path, adapter = Path(name, "model"), Path(name, "adapter")
+    with blame(f"{name!r} is no reward model of lesson 2"):
         settings = AutoConfig.from_pretrained(path)
         mean, std = settings.score_mean, settings.score_std
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
     if vocabulary != tokenizer.get_vocab():
-        die(f"{config.reward} and the policy have different tokenizers: train a reward model that "
+        die(f"{name} and the policy have different tokenizers: train a reward model that "
             "starts from the policy's model (lesson2_reward.py --model ...)")
-    if config.lora_rank and adapter.is_dir() and settings.fingerprint == lm.config.fingerprint:
+    shared = adapter.is_dir() and settings.fingerprint == getattr(lm.config, "fingerprint", None)
+    if shared:
         lm.load_adapter(adapter, "reward")
         head = load_file(adapter / "adapter_model.safetensors")["base_model.model.score.weight"]
-        return lm.get_base_model().base_model, head, mean, std, True
-    model = from_pretrained(AutoModelForSequenceClassification, config.reward, config)[0]
-    model.to(lm.device, getattr(torch, config.dtype))
-    return model.base_model, model.score.weight.detach(), mean, std, False
+        trunk = lm.get_base_model().base_model
+    else:
+        model = from_pretrained(AutoModelForSequenceClassification, name, config)[0]
+        model.to(lm.device, getattr(torch, config.dtype))
+        trunk, head = model.base_model, model.score.weight.detach()
+
+    def score(ids, attention_mask, *_):
+        places = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        if shared:
+            lm.set_adapter("reward", inference_mode=True)
+        states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
+        if shared:
+            lm.set_adapter("default")
+        scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
+        last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
+        return (scores.gather(1, last).squeeze(1).float() - mean) / std
+
+    return score
 
 
 def start(config):
@@ -867,6 +983,8 @@ def start(config):
     warnings.simplefilter("ignore", FutureWarning)
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # of downloads
+    reach_hub(config.model, config.data)
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     if "TYPED" in os.environ:  # see make_missing
@@ -887,12 +1005,27 @@ def start(config):
     return accelerator
 
 
+def reach_hub(*names):
+    """Where a name is no path, the hub answers within seconds, or only its cache counts."""
+    hub = huggingface_hub.constants
+    if hub.HF_HUB_OFFLINE or all(not name or Path(name).exists() for name in names):
+        return
+    try:
+        huggingface_hub.get_session().head(hub.ENDPOINT, timeout=5)
+    except Exception as error:
+        print(f"{hub.ENDPOINT} does not answer ({error}): what was downloaded before has to do, as "
+              "with HF_HUB_OFFLINE=1. HF_ENDPOINT names another hub; without --model and --data "
+              "the lessons need none.", file=sys.stderr)
+        hub.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+
+
 def run_folder(config, run_name=None):
     """<runs_dir>/<run_name>, with the name of a model other than the tiny one in between."""
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
-    return Path(config.runs_dir, family, run_name or config.run_name)
+    name = config.run_name + "-eval" * (config.steps == 0)
+    return Path(config.runs_dir, family, run_name or name)
 
 
 class Run:
@@ -1002,6 +1135,8 @@ class Run:
 
     def save_model(self, model, tokenizer):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
+        if self.config.steps == 0:  # there is nothing new
+            return
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 die(f"{name} is not finite at the end: begin again with a lower --learning_rate")
@@ -1018,12 +1153,13 @@ class Run:
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
-    def close(self, curve, before, after, samples):
-        """The closing table, one curve in characters, and samples: [(title, {label: text})]."""
+    def close(self, curve, before, after, samples, commands):
+        """The closing table, one curve in characters, samples: [(title, {label: text})], and what
+        to type next."""
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+        values = torch.tensor([row[curve] for row in self.rows] or [0.0]).nan_to_num()
         means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
         heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
         marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
@@ -1034,11 +1170,16 @@ class Run:
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
+            numbers = json.dumps({"before": before, "after": after}, indent=2)
+            (self.folder / "eval.json").write_text(numbers)
             (self.folder / "samples.md").write_text(text, encoding="utf-8")
             for checkpoint in self.checkpoints():
                 shutil.rmtree(checkpoint)
-        print(f"Written to {self.folder}: model/, metrics.jsonl, samples.md. "
-              f"Curves: tensorboard --logdir {self.config.runs_dir}")
+        if self.config.steps == 0:
+            print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
+        else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
+                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted(ROOT.glob("lesson[1-4]_*.py"))
-OWN = {"Config", "BLANKS", "Rollout", "main"}  # each lesson has its own
+OWN = {"Config", "BLANKS", "REWARDS", "Rollout", "main"}  # each lesson has its own
 HOUSEKEEPING = "# ---- Housekeeping"
 
 

@@ -335,10 +335,11 @@ def test_a_begin_token_stands_before_the_prompt_in_examples_and_pairs(lesson1, l
 def test_a_begin_token_stands_before_prompts_to_answer(lesson3, lesson4, tea, tmp_path):
     tokenizer, prompt, _ = tea
     data = tmp_path / "data.json"
-    data.write_text(json.dumps([{"instruction": "Say tea."}]))
+    data.write_text(json.dumps([{"instruction": "Say tea."}] * 2))
     settings = dict(max_prompt_length=80, data=str(data))
-    for part in (lesson3.load_prompts(lesson3.Config(**settings), tokenizer),
-                 *lesson4.load_grpo_prompts(lesson4.Config(**settings), tokenizer)):
+    for part in (*lesson3.load_prompts(lesson3.Config(**settings), tokenizer),
+                 *lesson4.load_grpo_prompts(lesson4.Config(**settings, reward="format"),
+                                              tokenizer)):
         assert [row["prompt_ids"] for row in part] == [prompt]
 
 
@@ -471,8 +472,8 @@ def make_rollout(lesson, model, tokenizer, config, reference=None, score=constan
         return model, rollout
     policy = lesson.CausalLMWithValueHead(model)
     rollout = lesson.sample_responses(
-        policy, reference or lesson.make_reference(model, config), score, tokenizer, PROMPTS * 4,
-        config, accelerator)
+        policy, reference or lesson.make_reference(model, config), score, tokenizer,
+        rows_of({"prompt_ids": PROMPTS * 4}), config, accelerator)
     rollout.advantages = torch.randn(rollout.mask.shape) * rollout.mask
     rollout.returns = torch.randn(rollout.mask.shape) * rollout.mask
     return policy, rollout
@@ -758,14 +759,14 @@ def test_lora_policy_reference_and_reward_model_share_their_weights(
     model, tokenizer = load(lesson, sft, lora_rank=2)
     config = lesson.Config(lora_rank=2, reward=folder)
     reference = lesson.make_reference(model, config)
-    score = lesson.load_score(config, tokenizer, model)
+    score = lesson.load_score(folder, config, tokenizer, model)
     adapters = sum(weight.numel() for name, weight in model.named_parameters() if "lora_" in name)
     assert adapters < memory(plain) / 5
     assert memory(model, reference, score) == memory(plain) + adapters + model.config.hidden_size
     # Without adapters there are three models, and memory() sees them.
     config = lesson.Config(reward=folder)
     assert memory(plain, lesson.make_reference(plain, config),
-                  lesson.load_score(config, tokenizer, plain)) > 2.5 * memory(plain)
+                  lesson.load_score(folder, config, tokenizer, plain)) > 2.5 * memory(plain)
 
     shake(model, 0.03)  # the policy has learned
     trained, inputs = trained_names(model), (*policy_batch(tokenizer), 7)
@@ -799,7 +800,7 @@ def test_reward_adapter_of_another_base_is_not_shared(
     folder, raw = lora_reward(lesson2, other, tmp_path)
     model, tokenizer = load(lesson, sft, lora_rank=2)
     config, before = lesson.Config(lora_rank=2, reward=folder), memory(model)
-    score = lesson.load_score(config, tokenizer, model)
+    score = lesson.load_score(folder, config, tokenizer, model)
     close(score(*policy_batch(tokenizer), None), raw)
     close(raw, merged_scores(folder))
     assert memory(model) == before and memory(score) > 1.5 * before
@@ -816,8 +817,7 @@ def test_saved_adapter_and_merged_model_are_what_was_trained(
     lesson = ppo_or_grpo
     model, tokenizer = load(lesson, sft, lora_rank=2)
     reward, _ = lora_reward(lesson2, sft, tmp_path)
-    score = lesson.load_score(
-        lesson.Config(lora_rank=2, reward=reward), tokenizer, model)
+    score = lesson.load_score(reward, lesson.Config(lora_rank=2), tokenizer, model)
     shake(model, 0.03)
     ids, mask = policy_batch(tokenizer)
     score(ids, mask, None)
@@ -887,7 +887,7 @@ def test_reward_model_and_policy_of_one_hub_model_share_it(
     """Also without lesson 1 in between, and whatever random rows a model had to grow."""
     folder, _ = lora_reward(lesson2, hub_model, tmp_path)
     model, tokenizer = load(lesson3, hub_model, lora_rank=2)
-    lesson3.load_score(lesson3.Config(lora_rank=2, reward=folder), tokenizer, model)
+    lesson3.load_score(folder, lesson3.Config(lora_rank=2), tokenizer, model)
     assert list(model.peft_config) == ["default", "reward"]
 
 
@@ -980,7 +980,7 @@ def test_the_steps_of_a_run(lesson1, accelerator, tmp_path, keep_ctrl_c):
 def test_a_loss_that_is_no_number_does_not_stop_the_closing(lesson1, accelerator, tmp_path, capsys):
     run = lesson1.Run(lesson1.Config(runs_dir=str(tmp_path), device="cpu"), accelerator)
     run.rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}]
-    run.close("loss", {"loss": 2.0}, {"loss": 1.0}, [("Say tea.", {"tuned": "Tea."})])
+    run.close("loss", {"loss": 2.0}, {"loss": 1.0}, [("Say tea.", {"tuned": "Tea."})], "")
     assert "loss: 2.00" in capsys.readouterr().out
     assert "Tea." in (run.folder / "samples.md").read_text()
 
@@ -1129,18 +1129,18 @@ def test_the_policys_score_is_lesson_2s(lesson2, ppo_or_grpo, hub_model, tmp_pat
         model, tokenizer, [p + a for p, a in zip(PROMPTS + PROMPTS[:1], ANSWERS)])
     folder = save_reward(lesson2, model, tokenizer, tmp_path)
     lm, policy_tokenizer = load(lesson, hub_model)
-    score = lesson.load_score(lesson.Config(reward=folder), policy_tokenizer, lm)
+    score = lesson.load_score(folder, lesson.Config(), policy_tokenizer, lm)
     close(score(*policy_batch(tokenizer), None), (raw - 0.3) / 2)
 
 
 def test_reward_model_of_another_tokenizer_is_refused(lesson2, lesson3, gpt2, qwen3, tmp_path):
     model, reward_tokenizer = load_reward(lesson2, gpt2)
-    config = lesson3.Config(reward=save_reward(lesson2, model, reward_tokenizer, tmp_path))
+    folder, config = save_reward(lesson2, model, reward_tokenizer, tmp_path), lesson3.Config()
     lm, tokenizer = load(lesson3, gpt2)
-    lesson3.load_score(config, tokenizer, lm)
+    lesson3.load_score(folder, config, tokenizer, lm)
     tokenizer.add_tokens(["another"])
     with pytest.raises(SystemExit):
-        lesson3.load_score(config, tokenizer, lm)
+        lesson3.load_score(folder, config, tokenizer, lm)
 
 
 def test_a_language_model_is_no_reward_model(lesson3, gpt2, tmp_path, capsys):
@@ -1148,7 +1148,7 @@ def test_a_language_model_is_no_reward_model(lesson3, gpt2, tmp_path, capsys):
     model, tokenizer = load(lesson3, gpt2)
     folder = save_run(lesson3, model, tokenizer, tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        lesson3.load_score(lesson3.Config(reward=folder), tokenizer, model)
+        lesson3.load_score(folder, lesson3.Config(), tokenizer, model)
     assert stopped.value.code == 2
     assert "no reward model of lesson 2" in capsys.readouterr().err
 
@@ -1303,12 +1303,12 @@ def ppo_step(lesson3, gpt2, run_main, monkeypatch):
         shake(lm)
         return reference
 
-    def step(score=lambda ids, mask, texts: torch.arange(float(len(ids))), **flags):
+    def step(score=lambda ids, *_: torch.arange(float(len(ids))), **flags):
         data = rows_of({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
         monkeypatch.setattr(lesson3, "load_causal_lm", load_causal_lm)
         monkeypatch.setattr(lesson3, "make_reference", a_reference_far_away)
-        monkeypatch.setattr(lesson3, "load_prompts", lambda *_: data)
-        monkeypatch.setattr(lesson3, "load_score", lambda *_: score)
+        monkeypatch.setattr(lesson3, "load_prompts", lambda *_: [data, data])
+        monkeypatch.setattr(lesson3, "load_rewards", lambda *_: score)
         updates = record(monkeypatch, lesson3, "ppo_update")
         stats = run_main(lesson3, **dict(
             model=gpt2, reward="sentiment", steps=1, num_samples=12, batch_size=6,
@@ -1381,8 +1381,8 @@ def test_the_penalty_in_the_loss(lesson3, gpt2, accelerator, monkeypatch, kl_in)
 def test_fewer_samples_than_are_shown(lesson3, gpt2, run_main, tmp_path):
     data = tmp_path / "prompts.jsonl"
     data.write_text("".join(json.dumps({"instruction": f"Say {i}."}) + "\n" for i in range(6)))
-    run_main(lesson3, model=gpt2, data=data, reward="sentiment", steps=1, num_samples=4,
-             batch_size=4, max_new_tokens=4, max_prompt_length=80)
+    run_main(lesson3, model=gpt2, data=data, eval_data=data, reward="sentiment", steps=1,
+             num_samples=4, batch_size=4, max_new_tokens=4, max_prompt_length=80)
     [samples] = (tmp_path / "runs").glob("**/samples.md")
     assert samples.read_text("utf-8").count("- after:") == 4
 
@@ -1540,8 +1540,8 @@ def grpo_step(lesson4, gpt2, run_main, monkeypatch):
         data = rows_of({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
         monkeypatch.setattr(lesson4, "load_grpo_prompts", lambda *_: [data, data])
         monkeypatch.setattr(
-            lesson4, "load_grpo_reward", lambda *_: lambda *_: torch.tensor(rewards))
-        monkeypatch.setattr(lesson4, "evaluate", lambda *_: ({}, []))
+            lesson4, "load_rewards", lambda *_: lambda *_: torch.tensor(rewards))
+        monkeypatch.setattr(lesson4, "evaluate", lambda *_: ({}, [], torch.zeros(1, 1)))
         loaded = record(monkeypatch, lesson4, "load_causal_lm")
         updates = record(monkeypatch, lesson4, "grpo_update")
         [stats] = run_main(lesson4, **dict(
@@ -1665,7 +1665,7 @@ def test_kl_from_the_reference_is_reported(grpo_step):
 
 REWARDS = '''
 def length(prompts, responses, answer, **columns):
-    assert set(columns) == {"instruction"}, columns
+    assert set(columns) == {"instruction", "completions"}, columns
     return [len(r) + 10 * int(a) + 100 * len(p) for p, r, a in zip(prompts, responses, answer)]
 
 def too_few(prompts, responses, **columns):
@@ -1673,16 +1673,21 @@ def too_few(prompts, responses, **columns):
 '''
 
 
+def load_rewards(lesson, reward):
+    config = lesson.Config(reward=reward, model="here")
+    return lesson.load_rewards(config, lesson.make_inputs(config), None, None)
+
+
 def test_reward_function_from_a_file_gets_prompts_responses_and_columns(lesson4, tmp_path):
     file, ids = tmp_path / "my_rewards.py", torch.zeros(2, 3, dtype=torch.long)
     file.write_text(REWARDS)
     rows = rows_of({"instruction": ["ab", "abc"], "answer": ["1", "2"], "prompt_ids": [[1], [2]]})
-    reward = lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:length"), None, None)
+    reward = load_rewards(lesson4, f"{file}:length")
     rewards = reward(ids, None, ["x", "xyz"], rows)
     assert rewards.tolist() == [211., 323.] and rewards.dtype == torch.float32
-    reward = lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:too_few"), None, None)
+    reward = load_rewards(lesson4, f"{file}:too_few")
     for bad in (lambda: reward(ids, None, ["x", "xyz"], rows),
-                lambda: lesson4.load_grpo_reward(lesson4.Config(reward=f"{file}:x"), None, None)):
+                lambda: load_rewards(lesson4, f"{file}:x")):
         with pytest.raises(SystemExit) as error:
             bad()
         assert error.value.code == 2
@@ -1691,11 +1696,11 @@ def test_reward_function_from_a_file_gets_prompts_responses_and_columns(lesson4,
 def test_a_reward_file_that_is_not_there_is_refused(lesson4, gpt2, run_main, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         run_main(lesson4, model=gpt2, reward=f"{tmp_path / 'none.py'}:f")
-    assert error.value.code == 2 and "there is no" in capsys.readouterr().err
+    assert error.value.code == 2 and "none.py" in capsys.readouterr().err
 
 
 def test_sum_reward_reads_the_instruction(lesson4):
-    reward = lesson4.load_grpo_reward(lesson4.Config(), None, None)
+    reward = load_rewards(lesson4, "sum")
     rows = rows_of({"instruction": ["What is 1 + 2?", "What is 3 + 4?"]})
     ids = torch.zeros(2, 3, dtype=torch.long)
     assert reward(ids, None, ["3", "3"], rows).tolist() == [1., 0.]
@@ -1715,10 +1720,11 @@ def test_evaluation_counts_right_samples(lesson4, gpt2, accelerator, monkeypatch
         drawn.append(ids.tolist())
         return torch.tensor(next(answers))
 
-    numbers, texts = lesson4.evaluate(model, reward, tokenizer, data, config, accelerator)
+    numbers, texts, rewards = lesson4.evaluate(model, reward, tokenizer, data, config, accelerator)
     assert numbers["accuracy/greedy"] == 0.5 and numbers["accuracy/sampled"] == 0.75
     assert numbers["accuracy/pass@k"] == pytest.approx((1 + 5 / 6) / 2)  # 1 - 1 / C(4, 2)
     assert len(texts) == 2
+    assert rewards.tolist() == [[1., 0.], [1., 1.], [1., 1.], [1., 0.]]
     assert len(set(map(str, drawn))) == 5  # no sample is another one's copy
     lesson4.evaluate(model, reward, tokenizer, data, config, accelerator)
     assert drawn[5:] == drawn[:5]  # before and after training the dice fall alike
