@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 545. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 546. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -44,6 +44,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
+from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -1075,7 +1076,7 @@ class Run:
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
+            text += f"\n**{title}**\n\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
@@ -1087,8 +1088,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
-                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
+            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+                  f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
+                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

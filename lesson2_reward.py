@@ -20,7 +20,7 @@ How to run it
 It writes runs/reward; lesson 3 uses it.
 
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 450. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 451. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -43,6 +43,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
+from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -940,7 +941,7 @@ class Run:
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
+            text += f"\n**{title}**\n\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
@@ -952,8 +953,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
-                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
+            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+                  f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
+                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

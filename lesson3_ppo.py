@@ -25,7 +25,7 @@ How to run it
 It writes runs/ppo. The bar shows the score, a response's KL from the reference, the gold reward.
 
 How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 544. Then close this file and write the maths yourself: "pytest -k ex3"
+Housekeeping begins, at line 547. Then close this file and write the maths yourself: "pytest -k ex3"
 checks exercises/ex3_ppo.py, and "python lesson3_ppo.py --exercise" trains with it.
 """
 
@@ -51,6 +51,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, Optional
+from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -505,7 +506,8 @@ def main():
     for step in run.steps(config.steps):
         # 1. Rollout: the policy answers, the reward model scores, the reference is asked as well.
         dice = random.Random(f"{config.seed} {step}")
-        rollout = roll_out(dice.choices(data, k=config.num_samples))
+        rows = dice.choices(data, k=config.num_samples)
+        rollout = roll_out(rows)
 
         # 2. The reward of every token.
         kl_coef = config.kl_coef
@@ -530,6 +532,7 @@ def main():
                  "value/explained_variance": explained_variance(rollout)}
         run.end_step(step, stats, reward=stats["reward/avg"], kl=stats["kl/ref_sum"],
                      gold=stats.get("gold/avg", "unknown"))
+        log_samples(run, step, rows, rollout, tokenizer)
 
     after, texts_after = look() if config.steps else (before, texts_before)
     run.save_model(lm, tokenizer)
@@ -973,6 +976,16 @@ def load_score(name, config, tokenizer, lm):
     return score
 
 
+def log_samples(run, step, rows, rollout, tokenizer):
+    """Every ten steps a few of its prompts and answers, for the trackers (TensorBoard: Text)."""
+    if step % 10 == 1:
+        lengths = rollout.mask.sum(dim=1).long().tolist()
+        texts = [tokenizer.decode(ids[:n], skip_special_tokens=True)
+                 for ids, n in zip(rollout.response[:8], lengths)]
+        lines = [f"- {row['instruction']} **{text}**" for row, text in zip(rows, texts)]
+        run.accelerator.log({"samples/step": "\n".join(lines)}, step)
+
+
 def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes, precision, tracker."""
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
@@ -1163,7 +1176,7 @@ class Run:
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
+            text += f"\n**{title}**\n\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
@@ -1175,8 +1188,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
-                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
+            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+                  f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
+                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

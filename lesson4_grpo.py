@@ -23,7 +23,7 @@ It writes runs/grpo. Before the first update the loss is 0 and its gradient is n
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 547. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -49,6 +49,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, Optional
+from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -527,6 +528,7 @@ def main():
             stats |= evaluate_now()[0]
         run.end_step(step, stats, reward=stats["reward/avg"], kl_per_token=stats.get("kl/ref", 0),
                      same=f"{stats['group/zero_std']:.0%}")
+        log_samples(run, step, [data[row] for row in rows], rollout[::config.group_size], tokenizer)
 
     after, texts_after, rewards_after = evaluate_now() if config.steps else first
     before = before | win_rate(rewards_before, rewards_before)
@@ -976,6 +978,16 @@ def load_score(name, config, tokenizer, lm):
     return score
 
 
+def log_samples(run, step, rows, rollout, tokenizer):
+    """Every ten steps a few of its prompts and answers, for the trackers (TensorBoard: Text)."""
+    if step % 10 == 1:
+        lengths = rollout.mask.sum(dim=1).long().tolist()
+        texts = [tokenizer.decode(ids[:n], skip_special_tokens=True)
+                 for ids, n in zip(rollout.response[:8], lengths)]
+        lines = [f"- {row['instruction']} **{text}**" for row, text in zip(rows, texts)]
+        run.accelerator.log({"samples/step": "\n".join(lines)}, step)
+
+
 def start(config):
     """Quiet libraries, the seed, and an Accelerator: device, processes, precision, tracker."""
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
@@ -1166,7 +1178,7 @@ class Run:
         print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
         text = ""
         for title, texts in samples:
-            text += f"**{title}**\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
+            text += f"\n**{title}**\n\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
         print(text.replace("**", ""))
         self.accelerator.log({"samples": text}, len(self.rows))
         if self.is_main:
@@ -1178,8 +1190,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. "
-                  f"Curves: tensorboard --logdir {self.config.runs_dir}\nNext: {commands}")
+            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+                  f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
+                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

@@ -366,9 +366,15 @@ def test_tensorboard_has_the_samples(chain, number):
     folder = chain.runs / RUNS[number]
     events = EventAccumulator(str(folder))
     events.Reload()
-    texts = [tag for tag in events.Tags()["tensors"] if "samples" in tag]
-    shown = events.Tensors(texts[0])[0].tensor_proto.string_val[0].decode()
+    shown = events.Tensors("samples/text_summary")[0].tensor_proto.string_val[0].decode()
     assert shown == (folder / "samples.md").read_text(encoding="utf-8")
+    assert "**\n\n- " in shown  # without a blank line Markdown would see no list
+    if number > 2:  # on the way, too: the first step's
+        [step] = events.Tensors("samples/step/text_summary")
+        lines = step.tensor_proto.string_val[0].decode().splitlines()
+        assert step.step == 1 and len(lines) > 1
+        asked = "- What is" if number == 4 else "- Write a short review"
+        assert all(line.startswith(asked) and line.endswith("**") for line in lines)
 
 
 @pytest.mark.parametrize("name", RUNS.values())
