@@ -927,7 +927,8 @@ def load_function(name, config):
     source, _, label = name.partition(":")
     with blame(f"--reward {name}"):
         if source.endswith(".py"):
-            return runpy.run_path(source)[label]
+            return runpy.run_path(source).get(label) or die(f"{source} has no function {label!r}")
+        reach_hub(source)
         judge = transformers.pipeline("text-classification", source, top_k=None, truncation=True)
         labels = list(judge.model.config.label2id)
         if label not in labels and len(labels) > 1:
@@ -1099,7 +1100,8 @@ class Run:
         self.accelerator.init_trackers(self.folder.name, init_kwargs=curves)
         signal.signal(signal.SIGINT, self.interrupt)
         name, process = self.config.run_name, self.accelerator.process_index
-        self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, desc=name)
+        self.bar = tqdm(range(done + 1, total + 1), initial=done, total=total, desc=name,
+                        disable=not total)
         for step in self.bar:
             torch.manual_seed((self.config.seed * 10**6 + step) * 1000 + process)
             yield step
@@ -1171,11 +1173,12 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        values = torch.tensor([row[curve] for row in self.rows] or [0.0]).nan_to_num()
-        means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
-        heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
-        marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
-        print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}\n")
+        if self.rows:
+            values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+            means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+            heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
+            marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
+            print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}")
         text = ""
         for title, texts in samples:
             text += f"\n**{title}**\n\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
