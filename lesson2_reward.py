@@ -443,9 +443,9 @@ def main():
                                      f"rejected {b:+.2f}": row["rejected"]})
                for row, a, b in zip(held_out[:5], chosen, rejected)]
     model = f"--model {config.model} " * (run.folder != Path("runs/reward"))
-    run.close("accuracy/train", before, after, samples,
-              f'python lesson2_reward.py {model}--score "The spy film was lovely.", '
-              f"or python lesson3_ppo.py {model}" + f"--reward {run.folder}" * bool(model))
+    name, reward = model and f"--run_name {config.run_name} ", model and f"--reward {run.folder}"
+    run.close("accuracy/train", before, after, samples, f"python lesson2_reward.py {model}{name}"
+              f'--score "The spy film was lovely.", or python lesson3_ppo.py {model}{reward}')
 
 
 # ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------
@@ -551,17 +551,17 @@ def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
-        theirs = dict(pair.split("=") for pair in renamed.split(",") if pair)
+        theirs = dict(pair.strip().split("=") for pair in renamed.split(",") if pair)
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
-                view = {ours: row.get(theirs[ours]) for ours in theirs} or row
-                data.append(row | standard_row(view, columns))
+                view = {x: row.get(theirs[x]) or "" for x in theirs if isinstance(row, dict)}
+                data.append(row | standard_row(row | view if view else row, columns))
             except (ValueError, TypeError, AttributeError) as error:
                 odd.append(f"line {line}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
-            f"columns are {found}. Understood are, in place of {NAMES}. Or see --columns")
+            f"columns are {found}: see --columns. Understood are, in place of {NAMES}")
     if odd:
         print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
     marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
@@ -573,22 +573,21 @@ def read_data(name, columns, size, renamed=""):
 def read_rows(name):
     """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
     import csv, gzip
-    path = Path(name)
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    path, suffix = Path(name), Path(name.removesuffix(".gz")).suffix.lower()
     if not path.is_file() or suffix == ".parquet":
         import datasets  # only here, because it takes its time
         where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
-        source = {"path": where, "name": subset or None}
-        if path.is_file():
-            source = {"path": "parquet", "data_files": name}
+        source = {"path": "parquet", "data_files": name} if path.is_file() else {
+            "path": where, "name": subset or None}
         yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         if suffix == ".csv":
-            yield from enumerate(csv.DictReader(file), start=2)
+            reader = csv.DictReader(file, restkey="more")
+            yield from ((reader.line_num, row) for row in reader)
         whole = file.read()
-    if whole.lstrip().startswith("["):
+    if suffix != ".txt" and whole.lstrip().startswith("["):
         yield from enumerate(json.loads(whole), start=1)
         return
     for line, text in enumerate(whole.split("\n"), start=1):
@@ -601,7 +600,7 @@ def read_rows(name):
 
 def standard_row(row, columns):
     """A row as Alpaca, TRL, ShareGPT or HH-RLHF have it -> with texts in `columns`. Of messages the
-    last one is the text; those before it are the prompt, that is, its last turn and the context."""
+    last one is the text, if it answers; those before it are the prompt: its last turn, earlier."""
     if not isinstance(row, dict):
         raise ValueError(f"no row with columns: {row!r:.80}")
     texts = {column: row[name] for column, names in NAMES.items()
@@ -613,11 +612,11 @@ def standard_row(row, columns):
             turns = [{"role": who, "content": text.strip()} for who, text in re.findall(
                 r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", turns, re.DOTALL)]
         if turns and isinstance(turns, list):
-            *before, last = map(as_turn, turns)
-            texts[column] = last["content"]
-            texts.setdefault("instruction", before)
+            turns = [*map(as_turn, turns)]
+            answer = turns.pop()["content"] if turns[-1]["role"] != "user" else None
+            texts = {"instruction": turns} | texts | {column: answer}
     if texts.get("instruction") and isinstance(texts["instruction"], list):
-        *texts["context"], last = map(as_turn, texts["instruction"])
+        *texts["earlier"], last = map(as_turn, texts["instruction"])
         texts["instruction"] = last["content"]
     for column in columns + ["input"] * ("input" in texts):
         if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
@@ -629,7 +628,8 @@ def standard_row(row, columns):
 def as_turn(turn):
     """A message of TRL's or ShareGPT's kind -> its role and its text."""
     role = turn.get("role") or turn.get("from")
-    return {"role": ROLES.get(role, role), "content": turn.get("content") or turn.get("value")}
+    text = turn.get("content", turn.get("value")) + ""  # raises a TypeError where it is no text
+    return {"role": ROLES.get(role, role), "content": text}
 
 
 def make_missing(folder, lesson, duration, config):
@@ -654,12 +654,12 @@ def make_missing(folder, lesson, duration, config):
 
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
-    in Alpaca's layout, or as --prompt_format says. Earlier turns are a row's context."""
+    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns."""
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
     if config.prompt_format == "chat":
-        turns = [[*row.get("context", []), {"role": "user", "content": "\n\n".join(
+        turns = [[*row.get("earlier", []), {"role": "user", "content": "\n\n".join(
             filter(None, (row["instruction"], row.get("input"))))}] for row in data]
         with blame("--prompt_format chat"):
             return tokenizer.apply_chat_template(
@@ -668,7 +668,7 @@ def encode_prompts(data, tokenizer, config):
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
     return tokenizer([layout("\n\n".join([
-        *(turn["content"] for turn in row.get("context", [])), row["instruction"]]),
+        *(turn["content"] for turn in row.get("earlier", [])), row["instruction"]]),
         row.get("input") or "") for row in data])["input_ids"]
 
 
@@ -759,7 +759,7 @@ def start(config):
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # of downloads
-    reach_hub(config.model, config.data)
+    reach_hub(config.model, config.data, config.eval_data)
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     if "TYPED" in os.environ:  # see make_missing

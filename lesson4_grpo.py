@@ -23,7 +23,7 @@ It writes runs/grpo. Before the first update the loss is 0 and its gradient is n
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 548. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -125,18 +125,17 @@ class Config:
     def __post_init__(self):
         defaults = dict(  # of sums, of other rewards
             steps=(110, 100), num_samples=(512, 64), batch_size=(512, 32), kl_coef=(0.01, 0.4),
-            micro_batch_size=(128, 16), max_new_tokens=(4, 40), missing_eos_penalty=(0.0, 1.0))
-        if self.data:
-            del defaults["max_new_tokens"]  # they depend on the model, too: see end_tokens
-            if self.reward == "sum":
-                die("--data needs a --reward that fits: sum knows only the tiny world's sums")
-        else:
-            defaults["max_prompt_length"] = 64, 64
+            micro_batch_size=(128, 16), missing_eos_penalty=(0.0, 1.0))
+        if not self.data:  # else they depend on the model, too: see end_tokens
+            defaults |= dict(max_new_tokens=(4, 40), max_prompt_length=(64, 64))
+        rewards = split_rewards(self.reward)
+        if ("sum" if self.data else "gsm8k") in rewards:
+            die("--data needs a --reward that fits, not sum; and --reward gsm8k needs --data")
         for name, values in defaults.items():
             if getattr(self, name) is None:
-                setattr(self, name, values[self.reward != "sum"])
+                setattr(self, name, values["sum" not in rewards])
         if self.learning_rate is None:
-            rate = 1e-6 if self.model else 4e-4 if self.reward == "sum" else 1e-4
+            rate = 1e-6 if self.model else 4e-4 if "sum" in rewards else 1e-4
             self.learning_rate = rate * (10 if self.lora_rank else 1)
         if self.num_samples % self.batch_size or self.num_samples % self.group_size:
             die(f"--num_samples {self.num_samples} must be a multiple of --batch_size "
@@ -281,7 +280,7 @@ def format_prompt(instruction: str, input: str = "") -> str:
 def load_grpo_prompts(config, tokenizer):
     """[data, held_out]: rows with instruction and prompt_ids. Of the reviews none are held out."""
     both = [[{"instruction": f"Write a short review of the {kind} film."} for kind in KINDS]] * 2
-    if config.reward == "sum":
+    if "sum" in split_rewards(config.reward):
         both = [[{"instruction": f"What is {a} + {b}?"} for a, b in sums(x)] for x in (False, True)]
     if config.data:
         answer = ["output"] * ("gsm8k" in split_rewards(config.reward))
@@ -469,8 +468,8 @@ def evaluate(lm, reward, tokenizer, data, config, accelerator):
 
 def win_rate(rewards, others):
     """How often an answer gets more than the other one to its prompt. A tie counts half."""
-    wins = ((rewards > others).float() + 0.5 * (rewards == others).float()).flatten()
-    error = wins.std().item() / len(wins) ** 0.5  # the standard error
+    wins = ((rewards > others).float() + 0.5 * (rewards == others).float()).mean(dim=0)  # a prompt
+    error = (wins.var(correction=0).item() / max(len(wins) - 1, 1)) ** 0.5  # the standard error
     return {"win_rate": wins.mean().item(), "win_rate/error": error}
 
 
@@ -649,17 +648,17 @@ def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
-        theirs = dict(pair.split("=") for pair in renamed.split(",") if pair)
+        theirs = dict(pair.strip().split("=") for pair in renamed.split(",") if pair)
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
-                view = {ours: row.get(theirs[ours]) for ours in theirs} or row
-                data.append(row | standard_row(view, columns))
+                view = {x: row.get(theirs[x]) or "" for x in theirs if isinstance(row, dict)}
+                data.append(row | standard_row(row | view if view else row, columns))
             except (ValueError, TypeError, AttributeError) as error:
                 odd.append(f"line {line}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
-            f"columns are {found}. Understood are, in place of {NAMES}. Or see --columns")
+            f"columns are {found}: see --columns. Understood are, in place of {NAMES}")
     if odd:
         print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
     marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
@@ -671,22 +670,21 @@ def read_data(name, columns, size, renamed=""):
 def read_rows(name):
     """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
     import csv, gzip
-    path = Path(name)
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    path, suffix = Path(name), Path(name.removesuffix(".gz")).suffix.lower()
     if not path.is_file() or suffix == ".parquet":
         import datasets  # only here, because it takes its time
         where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
-        source = {"path": where, "name": subset or None}
-        if path.is_file():
-            source = {"path": "parquet", "data_files": name}
+        source = {"path": "parquet", "data_files": name} if path.is_file() else {
+            "path": where, "name": subset or None}
         yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         if suffix == ".csv":
-            yield from enumerate(csv.DictReader(file), start=2)
+            reader = csv.DictReader(file, restkey="more")
+            yield from ((reader.line_num, row) for row in reader)
         whole = file.read()
-    if whole.lstrip().startswith("["):
+    if suffix != ".txt" and whole.lstrip().startswith("["):
         yield from enumerate(json.loads(whole), start=1)
         return
     for line, text in enumerate(whole.split("\n"), start=1):
@@ -699,7 +697,7 @@ def read_rows(name):
 
 def standard_row(row, columns):
     """A row as Alpaca, TRL, ShareGPT or HH-RLHF have it -> with texts in `columns`. Of messages the
-    last one is the text; those before it are the prompt, that is, its last turn and the context."""
+    last one is the text, if it answers; those before it are the prompt: its last turn, earlier."""
     if not isinstance(row, dict):
         raise ValueError(f"no row with columns: {row!r:.80}")
     texts = {column: row[name] for column, names in NAMES.items()
@@ -711,11 +709,11 @@ def standard_row(row, columns):
             turns = [{"role": who, "content": text.strip()} for who, text in re.findall(
                 r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", turns, re.DOTALL)]
         if turns and isinstance(turns, list):
-            *before, last = map(as_turn, turns)
-            texts[column] = last["content"]
-            texts.setdefault("instruction", before)
+            turns = [*map(as_turn, turns)]
+            answer = turns.pop()["content"] if turns[-1]["role"] != "user" else None
+            texts = {"instruction": turns} | texts | {column: answer}
     if texts.get("instruction") and isinstance(texts["instruction"], list):
-        *texts["context"], last = map(as_turn, texts["instruction"])
+        *texts["earlier"], last = map(as_turn, texts["instruction"])
         texts["instruction"] = last["content"]
     for column in columns + ["input"] * ("input" in texts):
         if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
@@ -727,7 +725,8 @@ def standard_row(row, columns):
 def as_turn(turn):
     """A message of TRL's or ShareGPT's kind -> its role and its text."""
     role = turn.get("role") or turn.get("from")
-    return {"role": ROLES.get(role, role), "content": turn.get("content") or turn.get("value")}
+    text = turn.get("content", turn.get("value")) + ""  # raises a TypeError where it is no text
+    return {"role": ROLES.get(role, role), "content": text}
 
 
 def make_missing(folder, lesson, duration, config):
@@ -768,12 +767,12 @@ def make_inputs(config):
 
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
-    in Alpaca's layout, or as --prompt_format says. Earlier turns are a row's context."""
+    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns."""
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
     if config.prompt_format == "chat":
-        turns = [[*row.get("context", []), {"role": "user", "content": "\n\n".join(
+        turns = [[*row.get("earlier", []), {"role": "user", "content": "\n\n".join(
             filter(None, (row["instruction"], row.get("input"))))}] for row in data]
         with blame("--prompt_format chat"):
             return tokenizer.apply_chat_template(
@@ -782,7 +781,7 @@ def encode_prompts(data, tokenizer, config):
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
     return tokenizer([layout("\n\n".join([
-        *(turn["content"] for turn in row.get("context", [])), row["instruction"]]),
+        *(turn["content"] for turn in row.get("earlier", [])), row["instruction"]]),
         row.get("input") or "") for row in data])["input_ids"]
 
 
@@ -895,7 +894,7 @@ def add_prompt_ids(parts, tokenizer, config):
 def split_rewards(rewards):
     """"a=0.5,b" -> {"a": 0.5, "b": 1.0}"""
     with blame(f"--reward {rewards}: a weight is a number, as in NAME=0.5"):
-        pairs = [part.partition("=") for part in rewards.split(",")]
+        pairs = [part.strip().partition("=") for part in rewards.split(",")]
         return {name: float(weight or 1) for name, _, weight in pairs}
 
 
@@ -922,16 +921,15 @@ def call_reward(name, function, ids, attention_mask, texts, rows):
 
 
 def load_function(name, config):
-    """FILE.py:FUNCTION or, made into such a function, a classifier: CLASSIFIER:LABEL, if it has
-    several. It reads prompt and answer as a pair or, with --prompt_format plain, as one text."""
+    """FILE.py:FUNCTION, or CLASSIFIER:LABEL as one: of a pair or, in the plain format, a text."""
     source, _, label = name.partition(":")
-    with blame(f"--reward {name}"):
+    with blame(f"--reward {name} ({', '.join(REWARDS)}, FILE.py:FUNCTION or CLASSIFIER:LABEL)"):
         if source.endswith(".py"):
             return runpy.run_path(source).get(label) or die(f"{source} has no function {label!r}")
         reach_hub(source)
         judge = transformers.pipeline("text-classification", source, top_k=None, truncation=True)
         labels = list(judge.model.config.label2id)
-        if label not in labels and len(labels) > 1:
+        if label not in labels and (label or len(labels) > 1):
             raise ValueError(f"the classifier's labels are {labels}: say {source}:{labels[-1]}")
 
     def classify(prompts, responses, **columns):
@@ -997,7 +995,7 @@ def start(config):
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # of downloads
-    reach_hub(config.model, config.data)
+    reach_hub(config.model, config.data, config.eval_data)
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
     if "TYPED" in os.environ:  # see make_missing

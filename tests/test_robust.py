@@ -371,7 +371,7 @@ SHAREGPT = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "Yes?"},
             {"from": "human", "value": "Two\nlines?"}, {"from": "gpt", "value": "Good."}]
 ANSWERED = {"instruction": "Two\nlines?", "output": "Good."}
 COMPARED = {"instruction": "Two\nlines?", "chosen": "Good.", "rejected": "Bad."}
-TURNS = {"context": [USER, BOT]}
+TURNS = {"earlier": [USER, BOT]}
 LAYOUTS = {
     "Alpaca": (ANSWERED, ANSWERED),
     "prompt and completion": ({"prompt": "Two\nlines?", "completion": "Good."}, ANSWERED),
@@ -397,10 +397,10 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_known_layouts_are_read(layout):
     row, expected = LAYOUTS[layout]
-    columns = [name for name in expected if name != "context"]
+    columns = [name for name in expected if name != "earlier"]
     found = load_lesson(2).standard_row(row, columns)
     assert {name: found[name] for name in expected} == expected
-    assert found.get("context", []) == expected.get("context", [])
+    assert found.get("earlier", []) == expected.get("earlier", [])
 
 
 def write_files(folder):
@@ -458,7 +458,7 @@ def test_a_chat_template_is_used_where_there_is_one(chat_model, capsys):
     lesson = load_lesson(1)
     config = lesson.Config(model=str(chat_model), device="cpu", max_new_tokens=8)
     model, tokenizer = lesson.load_causal_lm(config)
-    row = {"instruction": "Two\nlines?", "input": "a <|im_end|>", "context": [USER, BOT]}
+    row = {"instruction": "Two\nlines?", "input": "a <|im_end|>", "earlier": [USER, BOT]}
     ids, = lesson.encode_prompts([row], tokenizer, config)
     assert tokenizer.decode(ids) == (
         "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nYes?<|im_end|>\n"
@@ -476,7 +476,7 @@ def test_other_formats_leave_no_template_behind(chat_model, style, text):
     lesson = load_lesson(1)
     config = lesson.Config(model=str(chat_model), device="cpu", prompt_format=style)
     model, tokenizer = lesson.load_causal_lm(config)
-    row = {"instruction": "Two\nlines?", "input": "x", "context": [USER, BOT]}
+    row = {"instruction": "Two\nlines?", "input": "x", "earlier": [USER, BOT]}
     assert tokenizer.decode(lesson.encode_prompts([row], tokenizer, config)[0]) == text
     assert tokenizer.chat_template is None
 
