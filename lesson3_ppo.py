@@ -1034,7 +1034,8 @@ def run_folder(config, run_name=None):
     root, model = Path(config.runs_dir).resolve(), Path(config.model)
     is_run = config.model and model.resolve().is_relative_to(root)
     family = model.resolve().relative_to(root).parent if is_run else model.name
-    name = config.run_name + "-eval" * (config.steps == 0)
+    mine = "_mine" * (config.exercise and config.run_name == Config.run_name)
+    name = config.run_name + mine + "-eval" * (config.steps == 0)
     return Path(config.runs_dir, family, run_name or name)
 
 
@@ -1170,12 +1171,17 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        if self.rows:
-            values = torch.tensor([row[curve] for row in self.rows]).nan_to_num()
+        runs = {curve: self.rows} if self.rows else {}
+        lessons = self.folder.name.removesuffix("_mine")
+        log = self.folder.with_name(lessons) / "metrics.jsonl"
+        if self.folder.name != lessons and log.is_file():  # how the lesson's own run went
+            runs[f"{curve}, {lessons}"] = list(map(json.loads, log.read_text().splitlines()))
+        for name, rows in runs.items():
+            values = torch.tensor([row[curve] for row in rows]).nan_to_num()
             means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
             heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
             marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
-            print(f"\n{curve}: {means[0]:.2f} {marks} {means[-1]:.2f}")
+            print(f"\n{name}: {means[0]:.2f} {marks} {means[-1]:.2f}")
         text = ""
         for title, texts in samples:
             text += f"\n**{title}**\n\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)

@@ -7,6 +7,7 @@ stays whole."""
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -609,7 +610,11 @@ def student(tmp_path):
 
 
 def run_student(folder, chain, *options):
-    runs = [f"--model={chain.runs / 'sft'}", "--reward=sentiment", "--exercise", *options]
+    return run_lesson_3(folder, chain, "--exercise", *options)
+
+
+def run_lesson_3(folder, chain, *options):
+    runs = [f"--model={chain.runs / 'sft'}", "--reward=sentiment", *options]
     return finish(start(folder, [folder / LESSONS[3], *flags(SMALL[3]), *runs]))
 
 
@@ -641,6 +646,26 @@ def compute_gae(rewards, values, mask, gamma, lam):
 """)
     done = run_student(student, chain, "--overwrite")
     assert_stopped(done, "compute_gae", "NaN or infinity", "pytest -k compute_gae")
+
+
+def test_functions_that_fail_their_checks_are_named_and_the_lessons_curve_is_shown(student, chain):
+    """The run has a name of its own, and its curve stands beside that of the lesson's run."""
+    for name in "tests", "answers", "pyproject.toml":
+        (student / name).symlink_to(REPO / name)
+    with open(student / "exercises" / "ex3_ppo.py", "a") as file:
+        file.write("\ndef compute_gae(rewards, values, mask, gamma, lam):\n"
+                   "    return rewards, rewards + values\n"
+                   "def adaptive_kl_coef(*numbers):\n    return [][1]\n")
+    runs = f"--runs_dir={student / 'runs'}"
+    assert run_lesson_3(student, chain, runs).code == 0
+    done = run_student(student, chain, runs)
+    assert done.code == 0, done.err
+    assert "although their checks fail: compute_gae, adaptive_kl_coef (pytest" in done.out
+    mine, lessons = re.findall(r"^reward/avg(?:, ppo)?: .*$", done.out, re.M)
+    assert mine.startswith("reward/avg: ") and lessons.startswith("reward/avg, ppo: ")
+    assert {"ppo", "ppo_mine"} <= {path.name for path in (student / "runs" / "sft").iterdir()}
+    done = run_student(student, chain, runs, "--target_kl=1", "--steps=2")
+    assert_stopped(done, "ex3_ppo.py, line", "IndexError", "your adaptive_kl_coef", "pytest -k")
 
 
 # ---- Folders, and Ctrl-C ------------------------------------------------------------------------
