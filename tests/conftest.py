@@ -1,16 +1,9 @@
-"""The four lessons as modules, tiny models that look like the hub's, and the exercises: their
-processes, options, and the board at the end."""
+"""The four lessons as modules and tiny models that look like the hub's. What belongs to the
+exercises is in board.py."""
 
-import os
-import re
-import textwrap
-from pathlib import Path
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs the network
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: for tiny tensors threads only cost
-ROOT = Path(__file__).resolve().parent.parent
-
-import pytest  # noqa: E402
+import pytest
+from board import *  # noqa: F403
+from board import ROOT  # sets the environment, before anything imports torch
 
 
 def load_lesson(number):
@@ -94,83 +87,3 @@ def gpt2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def qwen3(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("qwen3"), "qwen3")
-
-
-# ---- The exercises ------------------------------------------------------------------------------
-
-
-def pytest_addoption(parser):
-    group = parser.getgroup("exercises")
-    group.addoption("--hint", type=int, choices=[1, 2, 3], default=1,
-                    help="what a failed exercise says: 1 a question, 2 the formula, 3 the place")
-    group.addoption("--exercises", default=str(ROOT / "exercises"),
-                    help="the folder with ex1_sft.py and so on (default: exercises/)")
-
-
-def start_worker(folder):
-    from checks.client import Worker
-
-    worker = Worker(folder)
-    worker.start()
-    return worker
-
-
-@pytest.fixture(scope="session")
-def exercises_worker(request):
-    worker = start_worker(request.config.getoption("exercises"))
-    yield worker
-    worker.stop()
-
-
-@pytest.fixture(scope="session")
-def answers_worker():
-    worker = start_worker(ROOT / "answers")
-    yield worker
-    worker.stop()
-
-
-def pytest_report_teststatus(report):
-    """An exercise that is not started is "todo", not skipped."""
-    if report.skipped and ("exercise", "todo") in report.user_properties:
-        return "todo", "t", "TODO"
-
-
-def pytest_terminal_summary(terminalreporter):
-    """The board: a line a file, a mark a function, and what to do next."""
-    found = {}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            status = dict(getattr(report, "user_properties", ())).get("exercise")
-            if status and report.when == "call":
-                file, name = report.nodeid.split("[")[1].rstrip("]").split(".")
-                found.setdefault(file, {})[name] = status
-    if not found:
-        return
-    from checks import BLANKS, RUNS
-
-    terminalreporter.section("exercises: + done, x wrong, . todo")
-    statuses = []
-    for run in filter(lambda run: run.file in found, RUNS):
-        names = [blank.name for blank in BLANKS if blank.file == run.file] + [run.name]
-        results = found[run.file]
-        here = [(run.file, name, results[name]) for name in names if name in results]
-        marks = {"passed": "+", "todo": "."}
-        text = "  ".join(f"{marks.get(status, 'x')}_{name}" for _, name, status in here)
-        lines = textwrap.wrap(text, 86)  # the mark stays with its name
-        for start, line in zip([run.file] + [""] * len(lines), lines):
-            line = re.sub(r"(?<!\S)(.)_", r"\1 ", line)
-            terminalreporter.write_line(f"{start:<11} {line}")
-        statuses += here
-    done = sum(status == "passed" for *_, status in statuses)
-    terminalreporter.write_line(f"{done} of {len(statuses)} done.")
-    wrong = [(file, name) for file, name, status in statuses if status not in ("passed", "todo")]
-    todo = [(file, name) for file, name, status in statuses
-            if status == "todo" and name != "training_run"]
-    for verb, places in ("mend", wrong), ("fill in", todo):
-        if places:
-            file, name = places[0]
-            terminalreporter.write_line(
-                f"Next: {verb} {name} in exercises/{file}.py, then pytest -k {name}")
-            return
-    lesson = next(ROOT.glob(f"lesson{statuses[0][0][2]}_*.py")).name
-    terminalreporter.write_line(f"Next: train with them: python {lesson} --exercise")

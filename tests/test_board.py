@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -27,9 +28,8 @@ def student(tmp_path):
 
         def pytest(self, *arguments):
             return subprocess.run(
-                [sys.executable, "-m", "pytest", "tests/test_exercises.py", "-k",
-                 f"({arguments[0]}) and not answer", *arguments[1:],
-                 f"--exercises={tmp_path}"], cwd=ROOT, capture_output=True, text=True,
+                [sys.executable, "-m", "pytest", "-k", *arguments, f"--exercises={tmp_path}", "-o",
+                 f"cache_dir={tmp_path / 'cache'}"], cwd=ROOT, capture_output=True, text=True,
                 env={**os.environ, "PYTHONUTF8": "1"})
 
     student = Student()
@@ -41,11 +41,65 @@ def student(tmp_path):
 def test_nothing_begun_is_green_and_says_what_is_next(student):
     done = student.pytest("ex2")
     assert done.returncode == 0, done.stdout
-    assert "0 of 6 done." in done.stdout
+    assert "0 of 30 done." in done.stdout
     assert "Next: fill in last_token_index in exercises/ex2_reward.py, then " \
            "pytest -k last_token_index" in done.stdout
     assert re.search(r"^ex2_reward +\. last_token_index  \. pool_scores ", done.stdout, re.M)
-    assert "6 todo" in done.stdout and "Error" not in done.stdout
+    assert "6 todo" in done.stdout and "Error" not in done.stdout and "passed" not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Next: ")
+
+
+def test_what_was_done_before_is_kept(student):
+    student.write("ex2_reward", preference_probability=MIXED["preference_probability"])
+    assert "1 of 30 done." in student.pytest("preference_probability").stdout
+    student.write("ex1_sft", corpus_perplexity="return batch_losses * nan")
+    done = student.pytest("corpus_perplexity").stdout
+    assert "x corpus_perplexity" in done and "preference_probability" not in done
+    assert "1 of 30 done." in done
+    student.write("ex2_reward", preference_probability="return 0")
+    assert "0 of 30 done." in student.pytest("ex2").stdout
+
+
+def test_a_selection_of_exercises_collects_nothing_else(student):
+    for selection in (["-k", "kl_penalty"], ["-k", "ex1 or (ex3 and not training_run)"],
+                      ["exercises/"], ["exercises", "-k", "aggregate_loss"]):
+        done = subprocess.run([sys.executable, "-m", "pytest", *selection, "--collect-only"],
+                              cwd=ROOT, capture_output=True, text=True)
+        tests = [line for line in done.stdout.splitlines() if "::" in line]
+        assert tests and all("::test_exercise" in test for test in tests), done.stdout
+    assert len(tests) == 1
+
+
+@pytest.mark.slow
+def test_other_selections_collect_the_courses_own_tests():
+    for selection, words in ((["-k", "kl_penalty or entropy"], "test_maths.py"),
+                             (["-k", "board"], "test_board.py"), (["tests/test_answers.py"], "[ex1")):
+        done = subprocess.run([sys.executable, "-m", "pytest", *selection, "--collect-only"],
+                              cwd=ROOT, capture_output=True, text=True)
+        assert words in done.stdout, done.stdout
+
+
+def test_watch_checks_again_when_a_file_is_saved(student):
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-k", "preference_probability", "--watch",
+         f"--exercises={student.folder}"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        start_new_session=True)
+    seen = []
+
+    def read_until(words):
+        while words not in (line := watch.stdout.readline()):
+            assert line, seen
+            seen.append(line)
+
+    try:
+        read_until("Watching the exercises")
+        assert not any("+ preference_probability" in line for line in seen)
+        student.write("ex2_reward", preference_probability=MIXED["preference_probability"])
+        read_until("+ preference_probability")
+    finally:
+        os.killpg(watch.pid, signal.SIGINT)
+        assert watch.wait(30) == 0
+        watch.stdout.close()
 
 
 MIXED = dict(
@@ -62,7 +116,7 @@ def test_each_blank_has_a_verdict_of_its_own(student):
     assert done.returncode == 1
     assert "x last_token_index  x pool_scores  + preference_probability" in done.stdout
     assert re.search(r"x pairwise_loss\s+x preference_accuracy\s+\. training_run", done.stdout)
-    assert "1 of 6 done." in done.stdout
+    assert "1 of 30 done." in done.stdout
     assert "Next: mend last_token_index" in done.stdout
     assert "ex2_reward.pool_scores: no answer within" in done.stdout
     assert "ex2_reward.preference_accuracy: the process ended" in done.stdout
@@ -135,5 +189,5 @@ def test_who_is_done_is_sent_to_train(student):
     text = (ROOT / "answers" / "ex2_reward.py").read_text("utf-8")
     (student.folder / "ex2_reward.py").write_text(text, encoding="utf-8")
     done = student.pytest("ex2")
-    assert done.returncode == 0 and "6 of 6 done." in done.stdout, done.stdout
+    assert done.returncode == 0 and "6 of 30 done." in done.stdout, done.stdout
     assert "Next: train with them: python lesson2_reward.py --exercise" in done.stdout

@@ -12,7 +12,6 @@ import threading
 import time
 from pathlib import Path
 
-import torch
 from channel import pack, receive
 
 WORKERS = Path(__file__).resolve().parent.parent / "worker"
@@ -258,6 +257,8 @@ def listen(stream, answers):
 def checked(answer, request):
     """The answer with the parts that the judge looks at and no others, or None where one of them is
     not what a worker sends. (It may come from a hostile process.)"""
+    import torch  # not above: a worker should start before we import it
+
     parts = {"raised": {"type": str, "message": str, "lines": list}, "not_started": {}}
     kinds = {"status": str, "id": str}
     if not isinstance(answer, dict) or type(answer.get("status")) is not str:
@@ -268,6 +269,7 @@ def checked(answer, request):
     else:
         kinds |= parts.get(answer["status"], {"message": str})
         kinds |= {"steps": list} if "steps" in answer else {}
+    kinds |= {"printed": str} if "printed" in answer else {}
     if not all(name in answer and isinstance(answer[name], kind) for name, kind in kinds.items()):
         return None
     answer = {name: answer[name] for name in kinds}

@@ -7,15 +7,14 @@ Layout: 8 bytes length of the whole, 8 bytes length of the JSON, the JSON, the t
 import json
 import struct
 
-import torch
-from safetensors.torch import load, save
-
 MAX_BYTES = 2**18  # of one message; the largest honest one has a tenth of that
 MAX_VALUES = 2**11  # in one message: four bytes of JSON, an empty list, take 64 in memory
 
 
 def encode(value, tensors):
     """The JSON form of a value; its tensors are put aside in the dictionary `tensors`."""
+    import torch  # not above: who starts a worker need not wait for it
+
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, torch.Tensor):
@@ -63,6 +62,8 @@ def decode(value, tensors):
 
 def pack(message):
     """A message -> bytes. Raises TypeError or ValueError for what JSON cannot hold."""
+    from safetensors.torch import save
+
     tensors = {}
     text = json.dumps(encode(message, tensors)).encode("utf-8")
     content = struct.pack(">Q", len(text)) + text + save(tensors)
@@ -76,6 +77,8 @@ def values_in(text):
 
 def unpack(content):
     """The bytes after the first length -> the message. Raises ValueError where they are none."""
+    from safetensors.torch import load
+
     try:
         end = 8 + struct.unpack(">Q", content[:8])[0]
         text, tensors = content[8:end], content[end:]

@@ -1,7 +1,8 @@
 """The process that runs a student's code, and judges nothing: python worker.py FOLDER [--locked]
 
 Requests come in on standard input and answers go out on what was standard output when it began;
-what the student's code prints is thrown away. One request, one answer:
+what the student's code prints is thrown away or, without --locked, its end comes with the answer.
+One request, one answer:
     {"file", "function", "inputs", "grad"}     -> what perform.py notes
     {"file", "run"}                            -> what a training run with the functions records
 A file is loaded when it is first asked for. --locked: give up first what jail.py lists."""
@@ -13,7 +14,9 @@ import traceback
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import contextlib  # noqa: E402
 import importlib.util  # noqa: E402
+import io  # noqa: E402
 
 import torch  # noqa: E402
 
@@ -54,8 +57,19 @@ def answer(request, folder, modules):
     return perform(function, request["inputs"], request["grad"])
 
 
-def serve(folder, requests, answers, protections=()):
-    """Answer requests until there are no more. `requests` and `answers` are file descriptors."""
+class Printed(io.TextIOBase):
+    """Keeps the end of what is printed: a loop may print for ever."""
+
+    end = ""
+
+    def write(self, text):
+        self.end = (self.end + text)[-2000:]
+        return len(text)
+
+
+def serve(folder, requests, answers, protections=(), tells=False):
+    """Answer requests until there are no more. `requests` and `answers` are file descriptors.
+    tells: the end of what was printed comes with the answer."""
     torch.set_num_threads(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in 0, 1, 2:
@@ -65,8 +79,12 @@ def serve(folder, requests, answers, protections=()):
     answers.write(pack({"status": "ready", "protections": list(protections)}))
     answers.flush()
     while (request := receive(requests)) is not None:
+        printed = Printed()
         try:
-            message = pack({**answer(request, folder, modules), "id": request["id"]})
+            with contextlib.redirect_stdout(printed if tells else sys.stdout):
+                told = answer(request, folder, modules)
+            told |= {"printed": printed.end} if tells else {}
+            message = pack({**told, "id": request["id"]})
         except Exception as error:  # such as an output that is too odd to be sent
             message = pack({"status": "raised", "type": type(error).__name__, "lines": [],
                             "message": f"{type(error).__name__}: {error}"[:2000],
@@ -81,4 +99,4 @@ if __name__ == "__main__":
         from jail import lock
         serve(sys.argv[1], *pipes, lock(sys.argv[1]))
     else:
-        serve(sys.argv[1], *pipes)
+        serve(sys.argv[1], *pipes, tells=True)
