@@ -1059,58 +1059,54 @@ def films(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, flags, before, after", [
-    (3, "--lr 1e-3", "reward/avg", "reward/avg"),
-    (4, "--lr 1e-3 --kl_coef 0.05", "reward/sampled", "reward/sampled")])
+@pytest.mark.parametrize("number, flags, column", [
+    (3, "--lr 1e-3", "reward/avg"), (4, "--lr 1e-3 --kl_coef 0.05", "reward/sampled")])
 def test_film_texts_are_continued_in_a_positive_voice(
-        number, flags, before, after, films, type_in, tmp_path):
+        number, flags, column, films, type_in, tmp_path):
     done = type_in(
         f"{FILES[number]} --model {films}/gpt2-films --data {films}/imdb.jsonl "
         f"--prompt_format plain --max_prompt_length 8 --max_new_tokens 40 --missing_eos_penalty 0 "
         f"--reward {films}/words.py:positive --steps 20 {flags}")
     assert done.code == 0, done.err
     numbers = json.loads(next(tmp_path.glob("runs/gpt2-films/*/eval.json")).read_text())
-    print(numbers)
-    assert numbers["before"][before] < 0.7
-    assert numbers["after"][after] > numbers["before"][before] + 0.8  # of 2 at most
+    assert numbers["after"][column] > numbers["before"][column] + 0.8  # of 2 at most
     assert numbers["after"]["win_rate"] > 0.65 + 2 * numbers["after"]["win_rate/error"]
     prompts = re.findall(r"^(I saw .*)$", done.out, re.MULTILINE)
     assert prompts and all(len(prompt.split()) <= 8 for prompt in prompts)
 
 
-def word_problem(dice, slips):
-    """GSM8K's columns; whoever worked it out made mistakes."""
-    a, b = dice.randint(1, 5), dice.randint(1, 5)
-    answer = a + b + (dice.choice([-1, 1, 2]) if dice.random() < slips else 0)
-    what = dice.choice(["apples", "books"])
-    return {"question": f"{dice.choice(['Tom', 'Ann', 'Li'])} has {a} {what} and buys {b} more. "
-                        "How many?", "answer": f"{a} + {b} = {answer}\n#### {answer}"}
+def word_problem(dice, wrong):
+    """GSM8K's columns. Of wrong ones half are no answer, others one too many."""
+    a, b = dice.randint(1, 4), dice.randint(1, 4)
+    c = a + b + (wrong and dice.random() < 0.2)
+    question = (f"{dice.choice(['Tom', 'Ann', 'Li'])} has {a} {dice.choice(['apples', 'books'])} "
+                f"and buys {b} more. How many?")
+    answer = "I do not know." if wrong and dice.random() < 0.5 else f"{a} + {b} = {c}\n#### {c}"
+    return {"question": question, "answer": answer}
 
 
 @pytest.mark.slow
 @pytest.mark.peft
 def test_word_problems_come_out_right_more_often(type_in, tmp_path):
-    """Lesson 1 on answers of which half are wrong, lesson 4 with an adapter and a checked reward."""
+    """Lesson 1 on many wrong answers; lesson 4 with an adapter and a checked reward."""
     dice = random.Random(SEED)
-    slips = [word_problem(dice, 0.5) for _ in range(1000)]
+    slips = [word_problem(dice, True) for _ in range(1000)]
     write_rows(tmp_path / "slips.jsonl", slips)
-    write_rows(tmp_path / "train.jsonl", [word_problem(dice, 0) for _ in range(200)])
-    write_rows(tmp_path / "test.jsonl", [word_problem(dice, 0) for _ in range(64)])
+    write_rows(tmp_path / "train.jsonl", [word_problem(dice, False) for _ in range(200)])
+    write_rows(tmp_path / "test.jsonl", [word_problem(dice, False) for _ in range(64)])
     model, tokenizer = small_gpt2([row["question"] + row["answer"] for row in slips]
                                   + ["### Instruction:\n\n### Response:\n"] * 50, positions=96)
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
-    done = type_in("lesson1_sft.py --model tiny --data slips.jsonl --steps 300 --lr 3e-3 "
+    done = type_in("lesson1_sft.py --model tiny --data slips.jsonl --steps 200 --lr 3e-3 "
                    "--save_every 0")
     assert done.code == 0, done.err
     done = type_in(
         "lesson4_grpo.py --model runs/tiny/sft --data train.jsonl --eval_data test.jsonl "
-        "--reward gsm8k=1,format=0.2 --lora_rank 8 --lr 3e-3 --kl_coef 0.02 --steps 25 "
-        "--save_every 0")
+        "--reward gsm8k=1,format=0.2 --lora_rank 8 --lr 3e-3 --kl_coef 0.02 --steps 15 "
+        "--max_new_tokens 16 --save_every 0")
     assert done.code == 0, done.err
     numbers = json.loads((tmp_path / "runs" / "tiny" / "grpo" / "eval.json").read_text())
-    print(numbers)
     before, after = numbers["before"], numbers["after"]
-    assert 0.4 < before["reward/sampled"] < 0.9  # about half, and 0.2 for the format
-    assert after["reward/sampled"] > before["reward/sampled"] + 0.15
-    assert after["win_rate"] > 0.5 + 2 * after["win_rate/error"]
+    assert after["reward/sampled"] > before["reward/sampled"] + 0.15  # 0.3 with three seeds
+    assert after["win_rate"] > 0.6 + 2 * after["win_rate/error"]
