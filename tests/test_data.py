@@ -714,10 +714,11 @@ def test_the_number_that_an_answer_comes_to(lesson4, text, number):
 
 def test_gsm8ks_reward_and_the_formats(lesson4, tmp_path):
     rows = [row | {"output": f"6 + 1 = 7\n#### {n}"} for row, n in zip(ROWS * 2, [7, 7, 8, 1000])]
-    texts = ["It is 7", "#### 8", "", r"\boxed{1,000}"]
-    assert rewards_of(lesson4, "gsm8k", texts, rows, data="d").tolist() == [1., 0., 0., 1.]
+    rows.append(ROWS[0] | {"output": "no number"})
+    texts = ["It is 7", "#### 8", "", r"\boxed{1,000}", "none either"]
+    assert rewards_of(lesson4, "gsm8k", texts, rows, data="d").tolist() == [1., 0., 0., 1., 0.]
     assert rewards_of(lesson4, "gsm8k=1,format=0.2", texts, rows, data="d").tolist() == (
-        pytest.approx([1., 0.2, 0., 1.2]))
+        pytest.approx([1., 0.2, 0., 1.2, 0.]))
 
 
 def test_gsm8k_needs_rows_with_an_answer(lesson4, tmp_path, capsys):
@@ -883,7 +884,8 @@ def hub_of(repos):
 
 def run_online(folder, endpoint, command, timeout=120):
     """A process of its own, because the hub's address is read once."""
-    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home")}
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"),
+           "TQDM_POSITION": "-1"}  # bars although this is no terminal
     del env["HF_HUB_OFFLINE"]
     file, *words = shlex.split(command)
     return subprocess.run([sys.executable, ROOT / file, *words, "--device=cpu"], cwd=folder,
