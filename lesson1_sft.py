@@ -22,7 +22,7 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 546. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 547. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -514,7 +514,8 @@ def main():
     globals().update(mine)  # only now: the base model is always made with the lesson's functions
     model.to(accelerator.device)
     data, held_out = (tokenize_examples(part, tokenizer, config) for part in parts)
-    config.steps = config.epochs * math.ceil(len(data) / config.batch_size) or config.steps
+    if config.epochs and config.steps:
+        config.steps = config.epochs * math.ceil(len(data) / config.batch_size)
     run = run or Run(config, accelerator)
 
     def look():
