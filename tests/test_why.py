@@ -261,8 +261,8 @@ def clip_high():
         bounds = []
         for clip_high in 0.2, 0.28:
             bound = old * (1 + clip_high)
-            loss = lambda p: ex4.grpo_token_loss(
-                p.log().unsqueeze(0), tensor([old]).log(), None, tensor(1.0), 0, 0.2, clip_high).sum()
+            loss = lambda p: ex4.grpo_token_loss(p.log().unsqueeze(0), tensor([old]).log(), None,
+                                                 tensor(1.0), 0, 0.2, clip_high).sum()
             assert slopes(loss, bound * 0.999) < 0 and slopes(loss, bound * 1.001) == 0
             bounds.append(bound)
         rows.append([old, *bounds])
@@ -325,7 +325,8 @@ def gradients():
     for target, q, p in (true, Q, None), (forward, None, Q):  # by differentiating the KL itself
         first = lambda z: z.softmax(0) if p is None else tensor(*p)
         second = lambda z: z.softmax(0) if q is None else tensor(*q)
-        same(slopes(lambda z: (first(z) * (first(z) / second(z)).log()).sum(), *map(log, P)), target)
+        divergence = lambda z: (first(z) * (first(z) / second(z)).log()).sum()
+        same(slopes(divergence, *map(log, P)), target)
     in_reward = {name: mean_gradient(estimates(P, Q)[name]) for name in ("k1", "k3")}
 
     def as_loss(name):
@@ -362,8 +363,8 @@ def said():
         "Lesson 1: maximum likelihood": [1000 * log(1 / 4), 4 / 3 * log(2), 16 ** (1 / 3)],
         "Lesson 2: which of two answers is better": [],
         "Lesson 3: from a reward to a gradient": [
-            variance(R, 0) / variance(R, 2), best_baseline(), clip, 1 - clip, 1 + clip, setting(3, "lam"),
-            0.9, 0.9 ** 3, 0.9 ** 39],
+            variance(R, 0) / variance(R, 2), best_baseline(),
+            clip, 1 - clip, 1 + clip, setting(3, "lam"), 0.9, 0.9 ** 3, 0.9 ** 39],
         "Lesson 4: the group is the baseline": [
             EXAMPLES["easy and hard"]()[1][1] / EXAMPLES["easy and hard"]()[0][1],
             0.1, 1 + low, 1 + high],

@@ -107,7 +107,8 @@ def baseline(pyplot):
         return ((rows - p @ rows).square().sum(dim=1) * p).sum().item()
 
     bare, less = (gradients_of_samples(rewards, b) for b in (0.0, 2.0))
-    groups = {f"{name} drawn": (bare[i, 2].item(), less[i, 2].item()) for i, name in enumerate("ABC")}
+    groups = {f"{name} drawn": (bare[i, 2].item(), less[i, 2].item())
+              for i, name in enumerate("ABC")}
     groups["mean"] = ((p @ bare)[2].item(), (p @ less)[2].item())
     bars(left, groups, ["reward", "reward - 2"], [BLUE, ORANGE],
          title="One sample's gradient for the logit of C")
@@ -158,7 +159,8 @@ def gae(pyplot):
     left.legend(loc="upper left")
     found = [ex3.compute_gae(rewards, values, mask, 1.0, lam)[0][0].tolist() for lam in (0, 0.5, 1)]
     bars(right, {f"token {t + 1}": [row[t] for row in found] for t in range(4)},
-         ["lambda 0", "lambda 0.5", "lambda 1"], [BLUE, GREEN, ORANGE], title="Advantages", ylim=(-0.3, 1.0))
+         ["lambda 0", "lambda 0.5", "lambda 1"], [BLUE, GREEN, ORANGE], title="Advantages",
+         ylim=(-0.3, 1.0))
     right.legend(ncols=3, loc="upper center")
     return figure
 
@@ -167,7 +169,8 @@ def group(pyplot):
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
     k = range(1, 8)
     for scale, style in ("std", "-"), ("none", "--"):
-        found = [ex4.group_advantages(torch.tensor([1.0] * n + [0.0] * (8 - n)), 8, scale) for n in k]
+        rewards = [torch.tensor([1.0] * n + [0.0] * (8 - n)) for n in k]
+        found = [ex4.group_advantages(row, 8, scale) for row in rewards]
         extra = "" if scale == "std" else ", without std"
         for i, colour, name in (0, GREEN, "right"), (-1, RED, "wrong"):
             left.plot(k, [row[i].item() for row in found], style, color=colour, marker="o",
@@ -249,7 +252,8 @@ def drawing(pyplot, width, height):
 def ppo_step(pyplot):
     figure, panel = drawing(pyplot, 10, 7)
     columns = [1.25, 3.6, 5.95, 8.3]
-    for y, text in (6.8, "1. Rollout"), (3.7, "2. Rewards"), (2.35, "3. Advantages"), (1.3, "4. Learning"):
+    for y, text in ((6.8, "1. Rollout"), (3.7, "2. Rewards"), (2.35, "3. Advantages"),
+                    (1.3, "4. Learning")):
         panel.text(9.85, y, text, ha="right", va="top", fontsize=11, weight="bold")
         panel.axhline(y + 0.12, color=GREY, linewidth=0.6, linestyle=":")
     for x, text, colour in ((1.25, "prompt", GREY), (3.6, "policy writes", BLUE),
@@ -281,8 +285,8 @@ def ppo_step(pyplot):
     arrows(panel, ((1.25, 1.47), (1.25, 0.88)), ((4.77, 1.47), (4.77, 0.88)),
            ((6.4, 0.6), (5.72, 0.6)))
     panel.text(5.0, 1.17, "whitened", fontsize=8.5, color=GREY, va="center")
-    panel.text(4.77, 0.12, "several epochs of minibatches, then a new rollout", ha="center", fontsize=8.5,
-               color=GREY)
+    panel.text(4.77, 0.12, "several epochs of minibatches, then a new rollout", ha="center",
+               fontsize=8.5, color=GREY)
     return figure
 
 
