@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ex1, ex2, ex3, ex4 = (load(ROOT / "answers", name)
                       for name in ("ex1_sft", "ex2_reward", "ex3_ppo", "ex4_grpo"))
 BLUE, ORANGE, GREEN, RED, GREY = "#3070b0", "#e08020", "#2a9060", "#c03040", "#707070"
+THREE = ["yes", "no", "maybe"]
 f64 = {"dtype": torch.float64}
 
 
@@ -108,10 +109,10 @@ def baseline(pyplot):
 
     bare, less = (gradients_of_samples(rewards, b) for b in (0.0, 2.0))
     groups = {f"{name} drawn": (bare[i, 2].item(), less[i, 2].item())
-              for i, name in enumerate("ABC")}
+              for i, name in enumerate(THREE)}
     groups["mean"] = ((p @ bare)[2].item(), (p @ less)[2].item())
     bars(left, groups, ["reward", "reward - 2"], [BLUE, ORANGE],
-         title="One sample's gradient for the logit of C")
+         title="One sample's gradient for the logit of maybe")
     left.legend(loc="upper left")
     x = [i / 10 for i in range(51)]
     right.plot(x, [variance(b) for b in x], color=BLUE, linewidth=2)
@@ -214,7 +215,7 @@ def kl(pyplot):
     logp = z.log_softmax(0)
     truth, = torch.autograd.grad((logp.exp() * (logp - q.log())).sum(), z)
     rows = [truth.tolist()] + [mean_slope(name) for name in colours]
-    bars(right, {f"logit of {'ABC'[k]}": [row[k] for row in rows] for k in range(3)},
+    bars(right, {f"logit of {THREE[k]}": [row[k] for row in rows] for k in range(3)},
          ["KL itself", *(f"{name} as a loss" for name in colours)], [GREY, *colours.values()],
          title="Mean gradient", ylim=(-0.3, 0.36))
     right.legend(fontsize=9)
