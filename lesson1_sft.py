@@ -21,8 +21,10 @@ How to run it
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
+Why: exercises/WHY.md, "Lesson 1", one page: maximum likelihood, and which tokens count. Read it
+first, then from the settings to main(). Its glossary has the words of tokenizers and of RL.
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 547. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 

@@ -19,8 +19,10 @@ How to run it
     python lesson2_reward.py --model gpt2 --data pairs.jsonl
 It writes runs/reward; lesson 3 uses it.
 
+Why: exercises/WHY.md, "Lesson 2", one page: -log sigmoid, why the last token, why only differences
+of scores count. Read it first, then from the settings to main().
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 451. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 453. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 

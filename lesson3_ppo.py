@@ -24,8 +24,10 @@ How to run it
     python lesson1_sft.py --model runs/ppo --chat  talk to the result
 It writes runs/ppo. The bar shows the score, a response's KL from the reference, the gold reward.
 
+Why: exercises/WHY.md, "Lesson 3" and "The KL penalty": from the expected reward to ratio, clip,
+V and GAE, for somebody who has never met RL. Begin there, then read from the settings to main().
 How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 547. Then close this file and write the maths yourself: "pytest -k ex3"
+Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex3"
 checks exercises/ex3_ppo.py, and "python lesson3_ppo.py --exercise" trains with it.
 """
 

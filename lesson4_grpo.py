@@ -22,8 +22,10 @@ How to run it
 It writes runs/grpo. Before the first update the loss is 0 and its gradient is not: each group's
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
+Why: exercises/WHY.md, "Lesson 4": the group as a baseline, what the std does, three averages and
+length, clip_high. Begin there (after lesson 3's page), then from the settings to main().
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 548. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 

@@ -2,7 +2,7 @@
 
     python tests/picture.py runs/ppo runs/kl0 --tags reward/avg gold/avg --out picture.svg
 
-Needs matplotlib (pip install matplotlib), which nothing else in the course does.
+Needs matplotlib (pip install matplotlib), as why_pictures.py does and nothing else in the course.
 """
 
 import argparse
@@ -39,8 +39,8 @@ def read_curves(folders, tags, width=10):
     return curves
 
 
-def draw(folders, curves, out, width=10):
-    """A panel a run, a line a tag, the same scale in all panels."""
+def start_drawing():
+    """matplotlib's pyplot, set so that the same numbers give the same file."""
     try:
         import matplotlib
     except ImportError:
@@ -49,6 +49,12 @@ def draw(folders, curves, out, width=10):
     matplotlib.rcParams["svg.hashsalt"] = "the same picture from the same numbers"
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def draw(folders, curves, out, width=10):
+    """A panel a run, a line a tag, the same scale in all panels."""
+    pyplot = start_drawing()
     figure, panels = pyplot.subplots(1, len(folders), figsize=(4.5 * len(folders), 3), sharey=True,
                                      squeeze=False, layout="constrained")
     for panel, folder, lines in zip(panels[0], folders, curves):

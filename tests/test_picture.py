@@ -1,7 +1,9 @@
-"""The README's picture: what it draws is what the runs logged."""
+"""The README's picture: what it draws is what the runs logged. Those of WHY.md: what is stored is
+what the functions give today."""
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -46,3 +48,27 @@ def test_the_picture_is_drawn_or_says_what_it_needs(tmp_path):
     else:
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert "pip install matplotlib" in done.stderr and not (tmp_path / "p.svg").exists()
+
+
+def parts(svg):
+    """A picture's numbers, and all the rest of it."""
+    return [float(x) for x in re.findall(r"-?\d+\.\d+", svg)], re.sub(r"-?\d+\.\d+", "x", svg)
+
+
+def test_the_pictures_of_why_are_drawn_or_say_what_they_need(tmp_path):
+    """By the release of matplotlib that drew what is stored, they are the same."""
+    done = subprocess.run([sys.executable, ROOT / "tests/why_pictures.py", "--out", tmp_path],
+                          capture_output=True, text=True)
+    if not importlib.util.find_spec("matplotlib"):
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "pip install matplotlib" in done.stderr and not list(tmp_path.iterdir())
+        return
+    assert done.returncode == 0, done.stderr
+    stored = sorted((ROOT / "tests/pictures").glob("why_*.svg"))
+    assert [path.name for path in stored] == sorted(path.name for path in tmp_path.iterdir())
+    for path in stored:
+        old, new = (file.read_text() for file in (path, tmp_path / path.name))
+        if re.search(r"Matplotlib v[\d.]+", old)[0] == re.search(r"Matplotlib v[\d.]+", new)[0]:
+            numbers, rest = parts(new)
+            assert parts(old)[1] == rest, path.name
+            assert parts(old)[0] == pytest.approx(numbers, abs=0.01), path.name

@@ -1,9 +1,10 @@
 """The README's table of settings is the lessons', and `python tests/test_readme.py` prints it; its
-report of a failed check is a real one."""
+report of a failed check is a real one. Links lead somewhere; answers/README.md has every blank."""
 
 import re
 from dataclasses import fields
 
+import pytest
 from checks import BLANKS
 from checks.core import collect, judge, report
 from conftest import ROOT, load_lesson
@@ -61,6 +62,42 @@ def test_the_readme_counts_the_known_mistakes():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     said = int(re.search(r"about (\d+) well-known mistakes", text)[1])
     assert said == round(sum(len(blank.mistakes) for blank in BLANKS), -1)
+
+
+def test_the_settings_stand_at_the_end():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.rstrip().endswith(settings_table())
+    assert text.index("\n## Layout") < text.index("\n## All settings")
+
+
+@pytest.mark.parametrize("page", ["README.md", "exercises/README.md", "exercises/WHY.md",
+                                  "answers/README.md"])
+def test_every_link_leads_somewhere(page):
+    """To a file that is there, and to a heading that it has."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        if name.startswith("http"):
+            continue
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                              for title in titles], target
+
+
+def test_the_answers_are_explained():
+    """Every blank, in order, with its question answered and known mistakes by their names."""
+    text = (ROOT / "answers" / "README.md").read_text(encoding="utf-8")
+    entries = re.split(r"^### ", text, flags=re.MULTILINE)[1:]
+    assert [entry.split("\n")[0] for entry in entries] == [blank.name for blank in BLANKS]
+    for blank, entry in zip(BLANKS, entries):
+        answer = entry.split("\n\n")[1]
+        assert re.match(r"\*[^*]+\?\* .{80,}", " ".join(answer.split())), blank
+        known = {re.sub(r" \(\d+\)$", "", mistake.name) for mistake in blank.mistakes}
+        named = re.findall(r"^\| (?!mistake|---)(.*?) \| .{30,} \|$", entry, re.MULTILINE)
+        assert len(named) >= 2 and set(named) <= known, (blank, set(named) - known)
 
 
 if __name__ == "__main__":
