@@ -20,7 +20,8 @@ from pathlib import Path
 
 PICTURES = Path(__file__).resolve().parent
 ROOT = PICTURES.parents[1]
-LESSONS = {1: "lesson1_sft.py", 2: "lesson2_reward.py", 3: "lesson3_ppo.py", 4: "lesson4_grpo.py"}
+LESSONS = {1: "lesson1_sft.py", 2: "lesson2_reward.py", 3: "lesson3_ppo.py", 4: "lesson4_grpo.py",
+           "4 gold": "answers/experiments/grpo_gold.py"}
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the last one is black.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]
 claims = []
@@ -46,7 +47,7 @@ class Arm:
 
     name: str
     seed: int
-    lesson: int
+    lesson: int  # or a key of LESSONS
     flags: list = field(default_factory=list)
 
 
@@ -87,9 +88,9 @@ def run_arm(arm, args):
     return time.time() - started
 
 
-def rows(place):
+def rows(place, log="metrics.jsonl"):
     """A run's log: a dictionary a step."""
-    lines = Path(place, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = Path(place, log).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -106,6 +107,14 @@ def smooth(values, width=10):
     """Means of `width` values around each (fewer at the two ends)."""
     half = width // 2
     return [statistics.mean(values[max(0, i - half):i + width - half]) for i in range(len(values))]
+
+
+def at_kl(run, kl, tag):
+    """The smoothed `tag` of a run when its smoothed KL first reaches `kl` (None: it never does).
+    The first five steps are left out: PPO's KL may jump in them and come back."""
+    kls, values = (smooth([row[name] for row in run], 5)[5:] for name in ("kl/ref_sum", tag))
+    reached = [i for i, x in enumerate(kls) if x >= kl]
+    return values[reached[0]] if reached else None
 
 
 def bootstrap(differences, draws=10_000):
