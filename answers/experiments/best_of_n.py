@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import torch
+import transformers
 from lab import load_lesson
 
 
@@ -21,6 +22,8 @@ def sample_reviews(sizes, seed, args):
     found = torch.load(file) if file.is_file() else {"scores": {}}
     if set(sizes) <= set(found["scores"]):
         return found
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
     lm, tokenizer = lesson.load_causal_lm(config)
     prompts = lesson.load_prompts(config, tokenizer)
@@ -75,9 +78,8 @@ def log_ratio(scores, p, n):
     model; F is counted, in the middle of those that have the same score."""
     below = torch.searchsorted(scores, scores)
     above = torch.searchsorted(scores, scores, right=True)
-    middle = (below + above).double() / 2 / scores.shape[1]
+    middle = (below + above + 1).double() / 2 / (scores.shape[1] + 1)
     high = (middle + p / 2).clamp(max=1)
-    low = (middle - p / 2).clamp(min=1e-12)
-    # In logarithms, because p may be 1e-12 and F^128 1e-30.
-    ratio = n * (low.log() - high.log())
+    # In logarithms, because p may be 1e-20 and F^128 1e-30.
+    ratio = n * torch.log1p(-(p / high).clamp(max=1 - 1e-12))  # n log((F - p) / F)
     return n * high.log() + (-torch.expm1(ratio)).log() - p.log()

@@ -5,10 +5,10 @@ d = sqrt(KL from the start), the gold reward gained is d (a - b d) for best-of-n
 for RL (equations in section 1), a better reward model peaks higher and later (section 3), and RL
 needs more KL than best-of-n for the same gold.
 
-Here: reward models from 100, 300, 1,000 and 6,000 pairs; best-of-n, PPO and GRPO, both with
---kl_coef 0, so that nothing holds them back. Best-of-n trains nothing: 16 x 512 reviews of the sft
-model, scored, with the unbiased estimate of the best of n <= 128 of them. Its KL is measured too:
-log n - (n - 1) / n is an upper bound (Beirami et al. 2024, theorem 3.1).
+Here: reward models from 100, 300, 1,000 and 6,000 pairs; best-of-n, PPO and GRPO (GRPO for 100 and
+6,000 alone), both with --kl_coef 0, so that nothing holds them back. Best-of-n trains nothing: 16 x
+512 reviews of the sft model, scored, with the unbiased estimate of the best of n <= 128 of them.
+Its KL is measured too: log n - (n - 1) / n is an upper bound (Beirami et al. 2024, theorem 3.1).
 
     python answers/experiments/goodhart.py            five seeds, about 25 minutes on one core
     python answers/experiments/goodhart.py --quick    one seed, two reward models
@@ -18,10 +18,11 @@ import statistics
 from pathlib import Path
 
 from best_of_n import best_of_n, sample_reviews
-from lab import COLOURS, Arm, at_kl, claim, done, interval, pyplot, rows, run_arms, save
-from lab import settings, smooth, table
+from lab import COLOURS, Arm, at_kl, bootstrap, claim, done, interval, pyplot, rows
+from lab import run_arms, save, settings, smooth, table
 
 METHODS = ["best-of-n", "PPO", "GRPO"]
+GRPO_SIZES = [100, 6000]
 KL, GOLD, SCORE = "kl/ref_sum", "gold/avg", "reward/avg"
 
 
@@ -38,8 +39,9 @@ def make_runs(sizes, args):
             reward = ["--reward=" + str(Path(args.runs_dir, f"seed{seed}", "reward" + tail))]
             arms["PPO", size, seed] = Arm(f"ppo_kl0_{tail}".strip("_"), seed, 3, [
                 "--kl_coef=0", "--steps=30", *(reward if size < 6000 else [])])
-            arms["GRPO", size, seed] = Arm(f"grpo_kl0_{size}", seed, "4 gold", reward + [
-                "--kl_coef=0", "--steps=30", "--pass_k=1", "--eval_every=1000"])
+            if size in GRPO_SIZES:
+                arms["GRPO", size, seed] = Arm(f"grpo_kl0_{size}", seed, "4 gold", reward + [
+                    "--kl_coef=0", "--steps=30", "--pass_k=1", "--eval_every=1000"])
     folders = run_arms(list(arms.values()), args)
     runs = {}
     for key, arm in arms.items():
@@ -51,29 +53,34 @@ def make_runs(sizes, args):
     return runs, {key: folders[arm.name, arm.seed] for key, arm in arms.items()}
 
 
+def sizes_of(method, sizes):
+    return [size for size in sizes if method != "GRPO" or size in GRPO_SIZES]
+
+
 def fit(runs, second):
     """Least squares for gold gained = d (a - b second(d)), d being the square root of the KL, all
-    points of all seeds together -> (a, b, R^2)."""
+    points of all seeds together, RL's first five steps aside -> (a, b, R^2)."""
     import numpy
     points = [(row[KL] ** 0.5, row[GOLD] - run[0][GOLD])
-              for run in runs for row in run if row[KL] > 0.01]
+              for run in runs for row in (run if "n" in run[0] else run[5:]) if row[KL] > 0.01]
     d, gained = numpy.array(points).T
     features = numpy.stack([d, -d * second(d)], axis=1)
     (a, b), *_ = numpy.linalg.lstsq(features, gained, rcond=None)
     errors = gained - features @ [a, b]
-    return a, b, 1 - errors.var() / gained.var()
+    return a, b, 1 - (errors ** 2).mean() / gained.var()
 
 
 def print_tables(runs, sizes, seeds):
     import numpy
     lines, fits = [], []
     for method in METHODS:
-        for size in sizes:
+        for size in sizes_of(method, sizes):
             mine = [runs[method, size, seed] for seed in seeds]
             last = [run[-1:] if method == "best-of-n" else run[-10:] for run in mine]
             mean = lambda tag: statistics.mean(row[tag] for part in last for row in part)
-            peak = statistics.mean(max(smooth([row[GOLD] for row in run], 5)) for run in mine)
-            lines.append([method, size, mean(KL), mean(SCORE), mean(GOLD), peak])
+            lines.append([method, size, mean(KL), mean(SCORE), mean(GOLD), statistics.mean(
+                max(smooth([row[GOLD] for row in run], 5 if len(last[0]) > 1 else 1))
+                for run in mine)])
             forms = [fit(mine, lambda d: d), fit(mine, numpy.log)]
             fits.append([method, size, *(f"{a:.2f}, {b:.2f}, {r2:.2f}" for a, b, r2 in forms)])
     table(["method", "pairs", "KL at the end", "score", "gold at the end", "highest gold"], lines)
@@ -87,8 +94,8 @@ def print_tables(runs, sizes, seeds):
 def compare(runs, sizes, seeds, n):
     """Gold of PPO and GRPO when they first reach best-of-n's measured KL, minus best-of-n's."""
     gains, place, lines = {}, n.bit_length() - 1, []
-    for size in sizes:
-        for method in METHODS[1:]:
+    for method in METHODS[1:]:
+        for size in sizes_of(method, sizes):
             gains[method, size] = []
             for seed in seeds:
                 best = runs["best-of-n", size, seed][place]
@@ -100,27 +107,46 @@ def compare(runs, sizes, seeds, n):
     return gains
 
 
+def with_penalty(seeds, args):
+    """PPO with kl_coef 0.1, which is experiment 2's, where it ends (the mean of ten steps), minus
+    best-of-n's gold at that KL (in between two n: on a straight line over sqrt(KL))."""
+    import numpy
+    arms = [Arm("ppo_kl0.1", seed, 3, ["--kl_coef=0.1", "--steps=30"]) for seed in seeds]
+    gains, points, folders = [], [], run_arms(arms, args)
+    for seed in seeds:
+        run = rows(folders["ppo_kl0.1", seed])[-10:]
+        kl, gold = (statistics.mean(row[tag] for row in run) for tag in (KL, GOLD))
+        best = best_of_n([6000], seed, args)[6000]
+        d = [max(row[KL], 0) ** 0.5 for row in best]
+        points.append((kl ** 0.5, gold))
+        gains.append(gold - numpy.interp(kl ** 0.5, d, [row[GOLD] for row in best]))
+    print(f"6,000 pairs, PPO with kl_coef 0.1 at its end, gold minus best-of-n's at the same KL: "
+          f"{interval(gains)}\n")
+    return gains, points
+
+
 def hacked_reviews(folders, sizes, seed, args):
     """One review an arm: the last step's model, or the best scored one of the sample."""
     found, lines = sample_reviews(sizes, seed, args), []
     for size in sizes:
         best = found["scores"][size].flatten().argmax().item()
         lines.append(["best-of-n", size, found["texts"][best]])
-        for method in METHODS[1:]:
+        for method in [m for m in METHODS[1:] if (m, size, seed) in folders]:
             text = (folders[method, size, seed] / "samples.md").read_text(encoding="utf-8")
             after = next(line for line in text.splitlines() if line.startswith("- after: "))
             lines.append([method, size, after.removeprefix("- after: ")[1:-1]])
     table(["method", "pairs", f"a review of seed {seed}"], lines)
 
 
-def picture(runs, sizes, seeds, args):
+def picture(runs, sizes, points, args):
     figure, panels = pyplot().subplots(1, len(sizes), figsize=(3.6 * len(sizes), 4), sharey=True,
                                        sharex=True)
     for panel, size in zip(panels, sizes):
         for method, colour in zip(METHODS, COLOURS):
-            mine, width = [runs[method, size, seed] for seed in seeds], 5
-            if method == "best-of-n":
-                width = 1
+            if size not in sizes_of(method, sizes):
+                continue
+            mine = [runs[method, size, seed] for seed in args.seeds]
+            width = 1 if method == "best-of-n" else 5
             for tag, style in ((GOLD, "-"), (SCORE, ":")):
                 curves = [[smooth(ys, width) for ys in (
                     [max(row[KL], 0) ** 0.5 for row in run], [row[tag] for row in run])]
@@ -132,19 +158,47 @@ def picture(runs, sizes, seeds, args):
                 panel.plot(x, y, style, color=colour, linewidth=2.2 if tag == GOLD else 1.2,
                            label=f"{method}, " + ("gold" if tag == GOLD else "score"))
         panel.set(title=f"reward model from {size:,} pairs", xlabel="sqrt(KL), nats a response")
+    panels[-1].scatter(*zip(*points), s=14, color="black", label="PPO, kl_coef 0.1, its end")
+    panels[-1].legend(handles=panels[-1].get_legend_handles_labels()[0][-1:], fontsize=8)
     panels[0].set(ylabel="gold reward, and score (standard deviations)")
     panels[0].legend(fontsize=8)
     save(figure, "goodhart", args)
 
 
+def make_claims(runs, sizes, gains, guarded, seeds):
+    last = [statistics.mean(runs["best-of-n", size, seed][-1][GOLD] for seed in seeds)
+            for size in sizes]
+    claim("more pairs, more gold by best-of-n: " + ", ".join(f"{x:.2f}" for x in last),
+          last == sorted(last))
+    runs_of = lambda method, size: [runs[method, size, seed] for seed in seeds]
+    quality = [fit(runs_of("best-of-n", size), lambda d: d)[2] for size in sizes]
+    claim(f"best-of-n follows d (a - b d): R^2 at least {min(quality):.2f}", min(quality) > 0.95)
+    gap = max(abs(row[KL] - row["bound"]) for size in sizes
+              for run in runs_of("best-of-n", size) for row in run)
+    claim(f"here the KL of best-of-n is its bound, within {gap:.2f} nats: no review is likely",
+          gap < 0.1)
+    for size in sizes:
+        text = f"{size} pairs, --kl_coef 0: PPO has less gold than best-of-n at the same KL"
+        claim(f"{text}: {interval(gains['PPO', size])}", bootstrap(gains["PPO", size])[2] < 0)
+    change = {tag: [statistics.mean(row[tag] for row in run[-10:]) - at_kl(run, 4, tag)
+                    for run in runs_of("PPO", 6000)] for tag in (SCORE, GOLD)}
+    claim(f"6000 pairs, PPO from 4 nats to its end: the score rises by {interval(change[SCORE])}, "
+          f"gold falls by {interval(change[GOLD])}",
+          bootstrap(change[SCORE])[1] > 0 > bootstrap(change[GOLD])[2])
+    claim(f"with kl_coef 0.1 PPO is nearer to best-of-n: {interval(guarded)}",
+          statistics.mean(guarded) > statistics.mean(gains["PPO", 6000]))
+
+
 def main():
     args = settings(__doc__)
-    sizes = [300, 6000] if args.quick else [100, 300, 1000, 6000]
+    sizes = [100, 6000] if args.quick else [100, 300, 1000, 6000]
     runs, folders = make_runs(sizes, args)
     print_tables(runs, sizes, args.seeds)
     gains = compare(runs, sizes, args.seeds, 8 if args.quick else 32)
+    guarded, points = with_penalty(args.seeds, args)
     hacked_reviews(folders, sizes, args.seeds[0], args)
-    picture(runs, sizes, args.seeds, args)
+    picture(runs, sizes, points, args)
+    make_claims(runs, sizes, gains, guarded, args.seeds)
     done()
 
 
