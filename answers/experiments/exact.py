@@ -114,6 +114,13 @@ def pass_at(p, k):
     return -torch.expm1(k * torch.log1p(-p.clamp(max=1 - 1e-15))).mean().item()
 
 
+def remembered(file, compute):
+    """What compute() gave; a file that is there already is read instead."""
+    if not file.is_file():
+        torch.save(compute(), file)
+    return torch.load(file)
+
+
 def main():
     lesson = lab.load_lesson(4)
     lines, steps = [], []
@@ -127,7 +134,8 @@ def main():
             texts = lesson.answer(lm, reward, tokenizer, data, 0.0, config, accelerator)[1]
         if steps[-1] >= config.steps:  # the last one
             Path(lesson.run_folder(config), "exact.jsonl").write_text("\n".join(lines) + "\n")
-        return {"accuracy/sampled": p.mean().item(), "accuracy/pass@k": pass_at(p, config.pass_k)}, texts
+        return {"accuracy/sampled": p.mean().item(),
+                "accuracy/pass@k": pass_at(p, config.pass_k)}, texts
 
     lesson.evaluate = evaluate
     lesson.run_lesson()

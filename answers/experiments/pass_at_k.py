@@ -32,18 +32,23 @@ def curve(p):
     return [exact.pass_at(p, k) for k in KS]
 
 
+def arms(steps, seeds):
+    return {(name, seed): lab.Arm(f"exact{steps}_{name.replace(' ', '_').replace(chr(39), '')}",
+                                  seed, "exact", [f"--steps={steps}", "--eval_every=10", *flags])
+            for seed in seeds for name, flags in ARMS.items()}
+
+
 def train(args):
     """-> {arm: [{step: p}], one a seed}: p (295,) of the held-out sums, before, during, after."""
     lab.LESSONS["exact"] = "answers/experiments/exact.py"
     steps = 30 if args.quick else 60
-    arms = {(name, seed): lab.Arm(f"exact{steps}_{name.replace(' ', '_')}".replace("'", ""), seed,
-                                  "exact", [f"--steps={steps}", "--eval_every=10", *flags])
-            for seed in args.seeds for name, flags in ARMS.items()}
-    places = lab.run_arms(list(arms.values()), args)
+    wanted = arms(steps, args.seeds)
+    places = lab.run_arms(list(wanted.values()), args)
     runs = {name: [] for name in ARMS}
-    for (name, seed), arm in arms.items():
+    for (name, seed), arm in wanted.items():
         lines = (places[arm.name, seed] / "exact.jsonl").read_text().splitlines()
-        runs[name].append({x["step"]: torch.tensor(x["p"]).double() for x in map(json.loads, lines)})
+        runs[name].append({x["step"]: torch.tensor(x["p"]).double()
+                           for x in map(json.loads, lines)})
     return runs, steps
 
 
@@ -93,7 +98,34 @@ def main():
                        for line in lines])
     fates(runs, steps)
     draw(runs, curves, steps, args)
+    make_claims(runs, curves, steps)
     lab.done()
+
+
+def make_claims(runs, curves, steps):
+    usual = curves["the lesson's"]
+    for k, sign, what in ((1, 1, "rises"), (64, -1, "falls")):
+        gains = [run[steps][k - 1] - run[0][k - 1] for run in usual]
+        lab.claim(f"pass@{k} {what}: {three(gains)}", all(sign * gain > 0 for gain in gains))
+    for t in (10, steps):
+        where = [crossing(run[0], run[t]) for run in usual]
+        lab.claim(f"after {t} steps the curves cross at k = {', '.join(map(str, where))}",
+                  all(1 < k <= 16 for k in where))
+    for name in list(ARMS)[1:]:
+        for k in (1, 64):
+            gaps = [a[steps][k - 1] - b[steps][k - 1] for a, b in zip(curves[name], usual)]
+            print(f"{name} minus the lesson's, pass@{k}: {three(gaps)}")
+            if (name, k) == ("kl_coef 0.1", 64):
+                lab.claim(f"kl_coef 0.1 keeps more of pass@64: {three(gaps)}", min(gaps) > 0)
+    old, new = (torch.cat([run[t] for run in runs["the lesson's"]]) for t in (0, steps))
+    low = old < 0.1
+    learned = (new[low] > 0.5).double().mean().item()
+    lab.claim(f"of {low.sum()} sums with p < 0.1 before, {learned:.0%} end above 0.5 and "
+              f"{(new[low] < old[low]).double().mean():.0%} fall", learned < 0.1)
+
+
+def three(values):
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lab.bootstrap(values))
 
 
 def fates(runs, steps):
