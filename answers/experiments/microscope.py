@@ -250,6 +250,7 @@ def picture(found, args):
     a.set(xscale="log", yscale="log", xlabel="group size G (answers)",
           title="a batch of 512 answers", ylabel="|mean gradient|² / variance")
     a.set_xticks(SIZES, SIZES)
+    a.set_xticks([], minor=True)
     a.legend()
     for _, (p, ratio), *_ in found:
         b.scatter(p, ratio, s=8, alpha=0.5, color=lab.COLOURS[0], linewidths=0)
@@ -263,7 +264,8 @@ def picture(found, args):
     c.legend()
     for *_, bought, _ in found:
         d.scatter(bought[:, 3], bought[:, 2], s=6, alpha=0.4, color=lab.COLOURS[0], linewidths=0)
-    d.plot([0, 3], [0, 3], color="black", linewidth=0.8)
+    d.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="p_ref exp(r / beta)")
+    d.legend()
     d.set(xlabel="least KL with which p can be had (nats)", ylabel="KL that GRPO spent (nats)",
           title="every held-out sum")
     lab.save(figure, "microscope", args)
