@@ -10,7 +10,7 @@ Here: reward models from 100, 300, 1,000 and 6,000 pairs; best-of-n, PPO and GRP
 512 reviews of the sft model, scored, with the unbiased estimate of the best of n <= 128 of them.
 Its KL is measured too: log n - (n - 1) / n is an upper bound (Beirami et al. 2024, theorem 3.1).
 
-    python answers/experiments/goodhart.py            five seeds, about 25 minutes on one core
+    python answers/experiments/goodhart.py            five seeds, about 18 minutes on one core
     python answers/experiments/goodhart.py --quick    one seed, two reward models
 """
 

@@ -162,9 +162,8 @@ def draw(axes, x, curves, colour, label):
 
 
 def save(figure, name, args):
-    """<name>.svg beside the scripts; with --quick or other seeds among the runs."""
-    usual = args.seeds == [0, 1, 2, 3, 4]
-    file = (PICTURES if usual else Path(args.runs_dir)) / f"{name}.svg"
+    """<name>.svg beside the scripts; with one seed alone among the runs."""
+    file = (PICTURES if len(args.seeds) > 1 else Path(args.runs_dir)) / f"{name}.svg"
     figure.savefig(file, metadata={"Date": None})
     print(f"wrote {file}")
 
