@@ -38,6 +38,7 @@ def settings(description):
     parser.add_argument("--jobs", type=int, default=cores, help="arms at a time, a core each")
     args = parser.parse_args()
     args.seeds = args.seeds[:1] if args.quick else args.seeds
+    pyplot()  # rather now than after an hour of runs
     return args
 
 
