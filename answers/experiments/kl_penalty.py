@@ -11,7 +11,7 @@ KL came there first: that is early stopping by the KL, which looks at no gold. T
 slow" has no penalty and a learning rate of 4e-5 in place of 1e-4; "0.05 old" has --kl_in old, a
 penalty for moving away from the policy that sampled.
 
-    python answers/experiments/kl_penalty.py            five seeds, about 17 minutes on one core
+    python answers/experiments/kl_penalty.py            five seeds, about 20 minutes on one core
     python answers/experiments/kl_penalty.py --quick    one seed, three coefficients
 """
 
