@@ -12,7 +12,7 @@ accuracy in KL, and what the optimal policy, p_ref exp(r / beta), pays.
 
 The task here is 64 of the training sums, a batch 512 answers (512 / G sums drawn, G answers each).
 
-    python answers/experiments/microscope.py            five seeds, 7 minutes on one core
+    python answers/experiments/microscope.py            five seeds, 7 minutes on one core and the GRPO runs
     python answers/experiments/microscope.py --quick    one seed, 16 sums
 """
 
@@ -275,7 +275,7 @@ def picture(found, args):
     d.plot([0, 1], [0, 1], color="black", linewidth=0.8, label="p_ref exp(r / beta)")
     d.legend()
     d.set(xlabel="least KL with which p can be had (nats)", ylabel="KL that GRPO spent (nats)",
-          title="every held-out sum")
+          title="100 held-out sums a seed")
     lab.save(figure, "microscope", args)
 
 
