@@ -12,7 +12,7 @@ accuracy in KL, and what the optimal policy, p_ref exp(r / beta), pays.
 
 The task here is 64 of the training sums, a batch 512 answers (512 / G sums drawn, G answers each).
 
-    python answers/experiments/microscope.py            five seeds, 7 minutes on one core and the GRPO runs
+    python answers/experiments/microscope.py            five seeds, 15 minutes on one core
     python answers/experiments/microscope.py --quick    one seed, 16 sums
 """
 
