@@ -1,4 +1,4 @@
-"""All answers to a sum, with their probabilities: what microscope.py and pass_at_k.py share.
+"""All answers to a sum, with their probabilities: what three of the experiments share.
 
 A sum's answer has at most 4 tokens, so the answers can be enumerated: breadth-first over tokens,
 leaving out every beginning whose probability is below a threshold (the mass that is left out is

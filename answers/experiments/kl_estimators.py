@@ -14,7 +14,7 @@ the later ones. Here the expectations are exact:
 3. training, one seed: lesson 3 with k2 or k3 in its loss (`kl_penalty` exchanged), and with k1 in
    the reward.
 
-    python answers/experiments/kl_estimators.py            five seeds, 6 minutes and the PPO and GRPO runs
+    python answers/experiments/kl_estimators.py            five seeds, 6 minutes and runs of 2 and 5
     python answers/experiments/kl_estimators.py --quick    one seed, fewer arms
 """
 
@@ -129,9 +129,10 @@ def look(seed, args):
 
 
 def sums_arm(seed, args):
-    if args.quick:
-        return lab.Arm("grpo30", seed, 4, ["--steps=30"])
-    return lab.Arm("exact60_the_lessons", seed, "exact", ["--steps=60", "--eval_every=10"])
+    """The GRPO run of pass_at_k.py."""
+    steps = 30 if args.quick else 60
+    return lab.Arm(f"exact{steps}_the_lessons", seed, "exact", [f"--steps={steps}",
+                                                               "--eval_every=10"])
 
 
 def exact_tables(looks):

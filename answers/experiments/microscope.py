@@ -282,10 +282,9 @@ def picture(found, args):
 def main():
     args = lab.settings(__doc__)
     lab.LESSONS["exact"] = "answers/experiments/exact.py"
-    flags = ["--steps=60", "--eval_every=10"]
-    arm = lambda seed: lab.Arm("exact60_the_lessons", seed, "exact", flags)
-    if args.quick:
-        arm = lambda seed: lab.Arm("grpo30", seed, 4, ["--steps=30"])
+    steps = 30 if args.quick else 60  # the GRPO run of pass_at_k.py
+    flags = [f"--steps={steps}", "--eval_every=10"]
+    arm = lambda seed: lab.Arm(f"exact{steps}_the_lessons", seed, "exact", flags)
     lab.run_arms([arm(seed) for seed in args.seeds], args)
     found = []
     for seed in args.seeds:
