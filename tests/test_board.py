@@ -73,7 +73,8 @@ def test_a_selection_of_exercises_collects_nothing_else(student):
 @pytest.mark.slow
 def test_other_selections_collect_the_courses_own_tests():
     for selection, words in ((["-k", "kl_penalty or entropy"], "test_maths.py"),
-                             (["-k", "board"], "test_board.py"), (["tests/test_answers.py"], "[ex1")):
+                             (["-k", "board"], "test_board.py"),
+                             (["tests/test_answers.py"], "[ex1")):
         done = subprocess.run([sys.executable, "-m", "pytest", *selection, "--collect-only"],
                               cwd=ROOT, capture_output=True, text=True)
         assert words in done.stdout, done.stdout

@@ -28,7 +28,7 @@ def test_exercise(blank, exercises_worker, request):
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_exercise_run(run, exercises_worker, answers_worker, request):
-    """It waits for functions that their own checks have found wrong, and would only say so again."""
+    """It waits for functions that their own checks found wrong, and would only say so again."""
     of_file = {status for (file, _), status in statuses.items() if file == run.file}
     if of_file <= {"passed"}:
         settle(judge_run_in_worker(run, exercises_worker, answers_worker), request)

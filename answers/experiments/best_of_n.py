@@ -26,11 +26,11 @@ def sample_reviews(sizes, seed, args):
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
     lm, tokenizer = lesson.load_causal_lm(config)
-    prompts = lesson.load_prompts(config, tokenizer)
+    prompts = lesson.load_prompts(config, tokenizer)[0]
     models = {}
     for size in sizes:
-        config.reward = str(home / (f"reward{size}" if size < 6000 else "reward"))
-        models[size] = lesson.load_score(config, tokenizer, lm)
+        name = str(home / (f"reward{size}" if size < 6000 else "reward"))
+        models[size] = lesson.load_score(name, config, tokenizer, lm)
     columns = {name: [] for name in ("gold", "logprobs", "texts", *sizes)}
     with torch.no_grad():
         for row in prompts:

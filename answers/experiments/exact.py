@@ -135,7 +135,7 @@ def main():
         if steps[-1] >= config.steps:  # the last one
             Path(lesson.run_folder(config), "exact.jsonl").write_text("\n".join(lines) + "\n")
         return {"accuracy/sampled": p.mean().item(),
-                "accuracy/pass@k": pass_at(p, config.pass_k)}, texts
+                "accuracy/pass@k": pass_at(p, config.pass_k)}, texts, p.unsqueeze(0)
 
     lesson.evaluate = evaluate
     lesson.run_lesson()

@@ -3,8 +3,8 @@
     python answers/experiments/grpo_gold.py --reward runs/reward ...    flags as for lesson 4
 
 A line a step: gold reward, proxy score and KL from the reference (k1, summed over a response), all
-means over the step's responses. Lesson 3 logs these itself; lesson 4 has no gold, and without a penalty
-(--kl_coef 0) no reference. Nothing that is trained looks at it.
+means over the step's responses. Lesson 3 logs these itself; lesson 4 has no gold, and without a
+penalty (--kl_coef 0) no reference. Nothing that is trained looks at it.
 """
 
 import json

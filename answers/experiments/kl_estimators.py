@@ -50,7 +50,7 @@ def tokens(lesson, reference, policy, tokenizer, seed):
     """At the states of 64 reviews by the policy -> its KL a token and, for each estimator: (cosine,
     norm, mean of the value over the KL, standard deviation of the value of one token)."""
     torch.manual_seed(seed)
-    data = lesson.load_prompts(lesson.Config(), tokenizer) * 4
+    data = lesson.load_prompts(lesson.Config(), tokenizer)[0] * 4
     ids, prompt_mask, response = lesson.generate(
         policy, tokenizer, [row["prompt_ids"] for row in data], 40)
     mask = lesson.response_mask(response, policy.generation_config.eos_token_id)

@@ -151,7 +151,7 @@ def stale(lm, tokenizer, answers, right, data, seed):
                            ppo_epochs=1, kl_coef=0, scale="none", average="constant", seed=seed)
     accelerator, policy = lesson.Accelerator(cpu=True), copy.deepcopy(lm)
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
-    reward = lesson.load_grpo_reward(config, tokenizer, policy)
+    reward = lesson.load_rewards(config, lesson.REWARDS, tokenizer, policy)
     torch.manual_seed(seed)
 
     def sample():
