@@ -27,7 +27,7 @@ It writes runs/ppo. The bar shows the score, a response's KL from the reference,
 Why: exercises/WHY.md, "Lesson 3" and "The KL penalty": from the expected reward to ratio, clip,
 V and GAE, for somebody who has never met RL. Begin there, then read from the settings to main().
 How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex3"
+Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex3"
 checks exercises/ex3_ppo.py, and "python lesson3_ppo.py --exercise" trains with it.
 """
 
@@ -409,7 +409,8 @@ def ppo_loss(policy, batch, kl_coef, count, config):
     entropy = -logprobs.detach().sum() / count  # estimated, for the log
     if config.entropy_coef:
         entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, count)
-    # k3 and not k1, because k1's gradient is zero on average: as a loss it would do nothing.
+    # k3 and not k1, because k1's gradient is zero on average: as a loss it would do nothing. (Far
+    # from the reference k3's is another KL's, and k2's the true one: exercises/WHY.md.)
     old_kl = (kl_penalty(batch.logprobs, logprobs, "k3") * batch.mask).sum() / count
     ref_kl = (kl_penalty(logprobs, batch.ref_logprobs, "k3") * batch.mask).sum() / count
     loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
