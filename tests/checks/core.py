@@ -332,7 +332,7 @@ def judge_in_worker(blank, worker, seed=0):
     result = judge(blank, *collect(blank, ask, seed))
     if result.status == "wrong" and result.finished:
         from . import hints
-        hints.make_smaller(result, ask)
+        hints.ask_more(result, ask, seed)
     return result
 
 

@@ -119,15 +119,21 @@ class Evidence:
         return [facets(perform(mistake.function, case.inputs, case.grad), e, case, self.blank)
                 for case, e in zip(self.cases, self.expected)]
 
-    def explains(self, theirs):
-        """-> ({case: the facets that it explains}, the cases in which it fails, and those of them
+    def perform_mistakes(self):
+        """Once, also for parts of the evidence."""
+        self.theirs = [self.of(mistake) for mistake in self.blank.mistakes]
+        self.compared = [[(unlike(theirs, right, self.blank), unlike(yours, theirs, self.blank))
+                          for theirs, right, yours in zip(one, self.right, self.yours)]
+                         for one in self.theirs]
+
+    def explains(self, j):
+        """Of the known mistake number j: -> ({case: the facets that it explains}, the cases in
+        which it fails, and those of them
         in which it is wrong where the student's version is right)."""
         explained, fails, against = {}, set(), set()
-        for i, mine in enumerate(self.yours):
-            off = unlike(theirs[i], self.right[i], self.blank)
+        for i, (off, away) in enumerate(self.compared[j]):
             if off:
                 fails.add(i)
-            away = unlike(mine, theirs[i], self.blank)
             beside = away - self.open.get(i, set()) if self.part else set()
             if units(off) & (beside | units(off) - self.amiss[i]) and "error" not in self.amiss[i]:
                 against.add(i)
@@ -154,9 +160,9 @@ def find_mistakes(evidence):
     one to do so."""
     blank, number = evidence.blank, len(evidence.cases)
     if evidence.theirs is None:
-        evidence.theirs = [evidence.of(mistake) for mistake in blank.mistakes]
+        evidence.perform_mistakes()
     theirs = evidence.theirs
-    found = [evidence.explains(facets_) for facets_ in theirs]
+    found = [evidence.explains(j) for j in range(len(theirs))]
     few = FEW * number
     able = [j for j, (explained, _, against) in enumerate(found)
             if explained and len(against) <= few]
@@ -755,14 +761,88 @@ def make_smaller(result, ask):
             return None
         outcome = ask({"file": blank.file, "function": blank.name, "inputs": part.inputs,
                        "grad": list(part.grad)})
-        if outcome["status"] not in ("returned", "raised"):
-            return None
         found = core.differ(outcome, perform(answer, part.inputs, part.grad), part, blank)
         return found if found and found.hint == result.difference.hint else None
 
     found = smaller(blank, case, differs)
     if found:
         result.case, result.difference = found
+
+
+# ---- What an input does -------------------------------------------------------------------------
+
+
+def another(value):
+    """A value a little different, or None."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value + torch.linspace(0.1, 0.3, value.numel(), dtype=value.dtype).view(value.shape)
+    if isinstance(value, float):
+        return 1.1 * value + 0.013
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value + max(value // 2, 1)
+    return None
+
+
+def find_unused(result, ask, seed):
+    """An input that could be anything: in two cases or more the answer changes with it, and in none
+    of these the student's version does. Masks are left as they are."""
+    blank = result.blank
+    if result.mistake or result.seen not in ("", "in common") or result.hint == "" and (
+            result.difference.hint != core.BY_HAND):
+        return
+    answer, cases, known = getattr(core.load_answers(blank.file), blank.name), blank.cases(seed), {}
+
+    def yours(inputs):
+        return ask({"file": blank.file, "function": blank.name, "inputs": inputs, "grad": []})
+
+    def changes(i, name):
+        """-> does the student's version change, where the answer does (else None)?"""
+        value = cases[i].inputs[name]
+        changed = None if name in ("mask", "group_size", "k") else another(value)
+        if changed is None:
+            return None
+        inputs = {**cases[i].inputs, name: changed}
+        two = [perform(answer, one, ()) for one in (cases[i].inputs, inputs)]
+        if any(one["status"] != "returned" for one in two) or not core.compare(
+                two[1]["output"], two[0]["output"], blank.rtol, blank.atol):
+            return None
+        if i not in known:
+            known[i] = yours(cases[i].inputs)
+        now = yours(inputs)
+        return "returned" not in (known[i]["status"], now["status"]) or not core.same(
+            known[i].get("output"), now.get("output"))
+
+    for name in cases[0].inputs:
+        number = 0
+        for i in range(len(cases)):
+            change = changes(i, name) if name in cases[i].inputs else None
+            if change:
+                break
+            number += change is not None
+        else:
+            if number >= 2:
+                result.seen = "no influence"
+                result.hint = f"yours does not change when {name} does, in {number} cases where " \
+                    "it should. Where in the formula does it stand, and where in your code?"
+                return
+
+
+def ask_more(result, ask, seed):
+    """What can be found out only by asking the student's version again. It stops at the first
+    call that does not come back."""
+    def ask_once_more(request):
+        outcome = ask(request)
+        if outcome["status"] not in ("returned", "raised"):
+            raise TimeoutError(outcome["status"])
+        return outcome
+
+    try:
+        find_unused(result, ask_once_more, seed)
+        make_smaller(result, ask_once_more)
+    except TimeoutError:
+        pass
+    except Exception as error:
+        result.remarks.append(("no hint", f"the hints failed: {type(error).__name__}: {error}"))
 
 
 # ---- All of it ----------------------------------------------------------------------------------
@@ -789,9 +869,12 @@ def describe(result, cases, outcomes, expected, differences):
     if by_gradient and shown.hint != core.GRADIENT:
         result.remarks.append(("gradients", f"in {by_gradient} of the {len(wrong)} failing cases "
                                "the values are right, and their gradient is not"))
+    several = [name for name, _ in parts(expected[wrong[0]].get("output"), blank)]
     good = [] if any("error" in names for names in evidence.amiss) else [
-        f'the output "{name}"' for name in blank.outputs if not any(
-            f'the output "{name}"' in facet for names in evidence.amiss for facet in names)]
+        name for name in several if not any(
+            facet.endswith(name) for names in evidence.amiss for facet in names)]
+    good = good if all(any(facet.startswith("values of ") for facet in names)
+                       for names in evidence.open.values()) else []
     if good:
         result.remarks.append(("right", f"{' and '.join(good)}, in every case"))
     if len(wrong) >= 2 and name_mistakes(result, evidence):
@@ -809,7 +892,8 @@ def describe(result, cases, outcomes, expected, differences):
             "would you do by hand?"
     elif shown.hint == core.BY_HAND and good:
         result.seen = "one output"
-        result.hint = f"{' and '.join(good)} is right. What goes into the other one alone?"
+        are = "is" if len(good) == 1 else "are"
+        result.hint = f"{' and '.join(good)} {are} right. What goes into the other one alone?"
 
 
 def all_of(wrong):
