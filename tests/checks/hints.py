@@ -128,8 +128,8 @@ class Evidence:
 
     def explains(self, j):
         """Of the known mistake number j: -> ({case: the facets that it explains}, the cases in
-        which it fails, and those of them
-        in which it is wrong where the student's version is right)."""
+        which it fails, and those of them in which it is wrong where the student's version is
+        right)."""
         explained, fails, against = {}, set(), set()
         for i, (off, away) in enumerate(self.compared[j]):
             if off:
