@@ -49,6 +49,15 @@ def test_nothing_begun_is_green_and_says_what_is_next(student):
     assert done.stdout.splitlines()[-1].startswith("Next: ")
 
 
+def test_what_the_function_printed_is_shown(student):
+    """Its last twenty lines, in the case that is shown; a loop that prints is no flood."""
+    body = "for i in range(3000):\n        print('line', i)\n    return chosen * 0"
+    student.write("ex2_reward", preference_probability=body)
+    seen = student.pytest("preference_probability").stdout
+    assert re.findall(r"line (\d+)$", seen, re.M) == [str(i) for i in range(2980, 3000)]
+    assert re.search(r"^  you printed     line 2980$", seen, re.M)
+
+
 def test_what_was_done_before_is_kept(student):
     student.write("ex2_reward", preference_probability=MIXED["preference_probability"])
     assert "1 of 30 done." in student.pytest("preference_probability").stdout

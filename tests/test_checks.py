@@ -210,7 +210,7 @@ def test_the_hint_fits_what_is_wrong(broken):
     name, change, words, hint = HINTS[broken]
     blank = blank_called(name)
     result = judge_here(blank, changed(answer(blank), change))
-    result.mistake = None  # some of these are known
+    result.mistake, result.hint = None, ""  # some of these are known, or seen by hints.py
     text = report(result)
     assert words in text.splitlines()[0] and f"\n  hint: {hint}\n" in text, text
     assert text.count("hint:") == 1
@@ -220,6 +220,7 @@ def test_the_hint_where_an_error_is_due():
     blank = blank_called("pass_at_k")
     result = judge_here(blank, lambda n, c, k: answer(blank)(n, c, k) if k <= n else 0.25)
     assert result.difference.what == "it should raise a ValueError" and not result.mistake
+    assert not result.hint
     assert f"hint: {core.SHOULD_RAISE}" in report(result)
 
 
@@ -231,11 +232,16 @@ def numbers_in(value):
 
 @each_blank
 def test_the_case_that_is_shown_is_the_smallest_that_fails(blank):
-    """Of equally small ones, the first."""
+    """Of equally small ones, the first. One whose values differ comes before one whose gradients
+    alone do."""
     for mistake in blank.mistakes:
         result = judge_here(blank, mistake.function)
         failing = [case for case in blank.cases(0) if case.note not in result.right]
-        sizes = [numbers_in(list(case.inputs.values())) for case in failing]
+        by_values = [case for case in failing if core.differ(
+            *(perform(one, case.inputs, case.grad) for one in (mistake.function, answer(blank))),
+            case, blank).hint != core.GRADIENT]
+        failing = by_values or failing
+        sizes = [(case.corner, numbers_in(list(case.inputs.values()))) for case in failing]
         assert result.case.note == failing[sizes.index(min(sizes))].note, mistake.name
 
 

@@ -3,7 +3,9 @@
 A blank (one function of an exercise) is data: cases, known mistakes, and right but unusual
 versions. The student's function and the answer are performed on the same cases. Where the outcomes
 differ, the known mistakes are performed as well, and a hint is given if exactly one of them does
-what the student's function does on every case, and differs from the answer on two cases or more."""
+what the student's function does on every case, and differs from the answer on two cases or more.
+Where none does, hints.py looks for the one or the two that explain most of it, and for what can be
+said without knowing the function."""
 
 import itertools
 import math
@@ -29,7 +31,8 @@ NO_GRAPH = "which of your steps cuts the graph: detach(), item(), torch.tensor(.
 HAS_GRAPH = "no gradient may flow back through this: detach() it, or what it is computed from."
 GRADIENT = ("the values are right, their gradient is not: what on the way detaches, clips or "
             "chooses?")
-CHANGED = "which of your lines writes into an input: x[...] =, x +=, or a method with _ at its end?"
+CHANGED = ("which of your lines writes into an input: x[...] =, x +=, a method with _ at its end, "
+           "or append() to a list?")
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Case:
     inputs: dict
     grad: tuple = ()  # the names of the inputs by which the first output is differentiated
     expect: Any = None  # the output worked out by hand, where there is one
+    corner: bool = False  # says little by itself: shown only where no other case fails
 
 
 @dataclass
@@ -81,7 +85,8 @@ class Difference:
 @dataclass
 class Result:
     """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing, or
-    tampered (what came back is no answer that a worker gives)."""
+    tampered (what came back is no answer that a worker gives). `mistake` is the known one that
+    explains most of it, `also` are others beside it."""
 
     blank: Blank
     status: str
@@ -91,7 +96,12 @@ class Result:
     difference: Difference = None
     message: str = ""
     mistake: Mistake = None
+    also: list = field(default_factory=list)
+    seen: str = ""  # the name of what was recognised without knowing the function
+    hint: str = ""  # instead of the mistake's question or the difference's hint
+    remarks: list = field(default_factory=list)  # (title, text): what else is true of the failures
     finished: bool = True  # all cases were performed
+    printed: str = ""  # the end of what the function printed in the case that is shown
 
 
 # ---- Comparing ----------------------------------------------------------------------------------
@@ -292,10 +302,15 @@ def judge(blank, cases, outcomes, stopped):
         case.note for case, difference in zip(cases, differences) if not difference])
     wrong = [i for i, difference in enumerate(differences) if difference]
     if wrong:
-        shown = min(wrong, key=lambda i: size(list(cases[i].inputs.values())))
+        shown = min(wrong, key=lambda i: (differences[i].hint == GRADIENT, cases[i].corner,
+                                          size(list(cases[i].inputs.values()))))
         result.status, result.case, result.difference = "wrong", cases[shown], differences[shown]
+        result.printed = outcomes[shown].get("printed", "")
         if not stopped:
             result.mistake = find_mistake(blank, cases, outcomes, expected)
+            if not result.mistake:
+                from . import hints  # what is right has no need of them
+                hints.fill_in(result, cases, outcomes, expected, differences)
         if outcomes[shown]["status"] == "raised" and not result.mistake:
             result.status = "crashed"
     elif stopped:
@@ -313,7 +328,14 @@ def judge(blank, cases, outcomes, stopped):
 
 
 def judge_in_worker(blank, worker, seed=0):
-    return judge(blank, *collect(blank, lambda request: worker.ask(request, CASE_SECONDS), seed))
+    def ask(request):
+        return worker.ask(request, CASE_SECONDS)
+
+    result = judge(blank, *collect(blank, ask, seed))
+    if result.status == "wrong" and result.finished:
+        from . import hints
+        hints.ask_more(result, ask, seed)
+    return result
 
 
 # ---- Training runs ------------------------------------------------------------------------------
@@ -388,12 +410,18 @@ def report(result, hint=1):
     if result.case:
         lines.append(f"  right so far: {len(result.right)} of {result.total} cases"
                      + (f" ({a_few(result.right)})" if result.right else ""))
-    if result.mistake:
+    lines += [f"  {title:<15} {text}" for title, text in result.remarks]
+    printed = result.printed.splitlines()[-20:]
+    lines += [f"  {'' if i else 'you printed':<15} {text}" for i, text in enumerate(printed)]
+    if result.hint:
+        lines.append(f"  hint: {result.hint}")
+    elif result.mistake:
         lines.append(f"  hint: {result.mistake.question}")
     elif is_run:
         lines.append(f"  hint: do the single functions pass? See pytest -k {blank.file}")
     elif difference:
         lines.append(f"  hint: {difference.hint}")
+    lines += [f"  and perhaps: {other.question}" for other in result.also]
     if hint >= 2 and not is_run:
         lines.append(f"  formula: {blank.formula}")
     if hint >= 3 and not is_run:

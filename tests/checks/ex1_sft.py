@@ -181,6 +181,11 @@ def minus_100_in_the_inputs(prompt_ids, response_ids, eos_id, max_length):
     return labels, list(labels)
 
 
+def response_extended_in_place(prompt_ids, response_ids, eos_id, max_length):
+    response_ids.append(eos_id)
+    return labels_like(end=False)(prompt_ids, response_ids, eos_id, max_length)
+
+
 def end_token_without_label(prompt_ids, response_ids, eos_id, max_length):
     return labels_like(lambda prompt, answer: [-100] * len(prompt) + answer[:-1] + [-100])(
         prompt_ids, response_ids, eos_id, max_length)
@@ -261,7 +266,10 @@ BUILD_LABELS = Blank(
                     [-100] * len(prompt) + [token if token else -100 for token in answer]))),
         Mistake("the prompt is changed in place", "The result is right, but the caller's list of "
                 "prompt tokens has grown. Which operations change a list, and which make a new "
-                "one?", prompt_extended_in_place)],
+                "one?", prompt_extended_in_place),
+        Mistake("the response is changed in place", "The result is right, but the caller's list of "
+                "response tokens has grown. What does append() do to a list, and what does `+` "
+                "with a list of one token?", response_extended_in_place)],
     right={"slices of a copy": labels_by_slices})
 
 

@@ -533,6 +533,17 @@ def forward_gae(rewards, values, mask, gamma, lam):
         rewards.flip(1), values.flip(1), mask.flip(1), gamma, lam))
 
 
+def never_turned_round(rewards, values, mask, gamma, lam):
+    advantages = gae_like()(rewards, values, mask, gamma, lam)[0].flip(1)
+    return advantages, (advantages + values.detach()) * mask
+
+
+def returns_of_rewards(rewards, values, mask, gamma, lam):
+    correct = gae_like()(rewards, values, mask, gamma, lam)[0]
+    nothing = torch.zeros_like(values)
+    return correct, gae_like()(rewards, nothing, mask, gamma, 1.0)[0]
+
+
 def gae_in_place(rewards, values, mask, gamma, lam):
     correct = gae_like()(rewards, values, mask, gamma, lam)
     rewards.mul_(mask).sub_(1.0)
@@ -559,6 +570,12 @@ GAE = Blank(
     mistakes=[
         Mistake("the loop runs forward (51)", "A_t needs A_{t+1}. From which end must the loop "
                 "start?", forward_gae),
+        Mistake("the list is never turned round", "Your advantages are the expected ones, the last "
+                "token's first. The loop collects them from the end: in which order do they lie "
+                "in the list, and what turns it round?", never_turned_round),
+        Mistake("returns are discounted rewards (57)", "The advantages are right. Yours is the sum "
+                "of the rewards to come, which is A + V for lambda 1 alone. What does the "
+                "formula add to A?", returns_of_rewards),
         Mistake("the padding is not masked (52)", "Rows without padding agree, and the others "
                 "differ up to where the mask turns 0. Does your running sum start afresh at the "
                 "end of each response, and is V past it 0?", gae_like(next_value_mask=False)),

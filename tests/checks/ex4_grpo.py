@@ -139,6 +139,10 @@ SUM_REWARD = Blank(
         Mistake("compares integers",
                 "Python's int() reads more than plain digits: what does it make of \"042\", of "
                 '"+42", of "4_2"?', sum_reward_like(matches=as_number(int))),
+        Mistake("compares integers made of digits", "Digits alone are not enough: which numbers "
+                'does int() make of "063" and of "42" in another script, and is each the answer '
+                "in plain digits?", sum_reward_like(
+                    matches=lambda answer, total: answer.isdigit() and int(answer) == total)),
         Mistake("compares floats",
                 "Python's float() reads more than plain digits: what does it make of \"42.0\", of "
                 '"+42"?', sum_reward_like(matches=as_number(float))),
@@ -178,7 +182,8 @@ SUM_REWARD = Blank(
 def advantage_cases(seed):
     def case(note, rewards, group_size, *more, expect=None):
         names = "rewards", "group_size", "scale", "eps"
-        return Case(note, dict(zip(names, (rewards, group_size, *more))), expect=expect)
+        return Case(note, dict(zip(names, (rewards, group_size, *more))), expect=expect,
+                    corner=group_size == 1)
 
     def draw(*shape, shift):
         return 5 + normal(math.prod(shape), seed=seed + shift)
@@ -238,10 +243,12 @@ def unbiased(groups, eps):
 
 
 def advantages_like(divisor=unbiased, baseline=lambda groups: groups.mean(dim=1, keepdim=True),
-                    exact_zeros=True, scales=("std",), interleaved=False, flat=True):
+                    exact_zeros=True, scales=("std",), interleaved=False, flat=True,
+                    exchanged=False):
     """A version of group_advantages with parts that can be set wrong."""
     def group_advantages(rewards, group_size, scale="std", eps=1e-4):
         groups = rewards.view(group_size, -1).T if interleaved else rewards.view(-1, group_size)
+        groups = rewards.view(group_size, -1) if exchanged else groups
         advantages = groups - baseline(groups)
         if scale in scales:
             advantages = advantages / divisor(groups, eps)
@@ -335,6 +342,10 @@ ADVANTAGES = Blank(
             "The advantages of a prompt's own responses do not add up to 0. Which responses stand "
             "next to one another in the rewards?", interleaved=True),
         *advantage_mistakes(
+            "G rows instead of rows of G", "As many groups as responses in one agree. Which of the "
+            "two numbers of view(...) says how long a row is, and how long must a row be to hold "
+            "one prompt's responses?", exchanged=True),
+        *advantage_mistakes(
             "the batch's mean and std (82)", "One group alone agrees. With whom is a response "
             "compared?", baseline=torch.mean, divisor=lambda groups, eps: groups.std() + eps),
         *advantage_mistakes(
@@ -381,7 +392,7 @@ ADVANTAGES = Blank(
 def informative_cases(seed):
     def case(note, rewards, group_size, expect=None):
         return Case(note, {"rewards": rewards, "group_size": group_size},
-                    expect=None if expect is None else torch.tensor(expect))
+                    expect=None if expect is None else torch.tensor(expect), corner=group_size == 1)
 
     def draw(*shape, shift, scale=1.0):
         return scale * normal(*shape, seed=seed + shift)
