@@ -927,7 +927,7 @@ def load_function(name, config):
     source, _, label = name.partition(":")
     with blame(f"--reward {name} ({', '.join(REWARDS)}, FILE.py:FUNCTION or CLASSIFIER:LABEL)"):
         if source.endswith(".py"):
-            return runpy.run_path(source).get(label) or die(f"{source} has no function {label!r}")
+            return runpy.run_path(source)[label]
         reach_hub(source)
         judge = transformers.pipeline("text-classification", source, top_k=None, truncation=True)
         labels = list(judge.model.config.label2id)

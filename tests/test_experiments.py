@@ -1,5 +1,5 @@
-"""The experiments of answers/experiments, with --quick: one seed, smaller sizes. Each ends with exit
-code 1 when one of its claims does not hold."""
+"""The experiments of answers/experiments, with --quick: one seed, smaller sizes. Each ends with
+exit code 1 when one of its claims does not hold."""
 
 import os
 import re
