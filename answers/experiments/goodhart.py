@@ -171,12 +171,17 @@ def make_claims(runs, sizes, gains, guarded, seeds):
     for size in sizes[:-1]:
         more = [runs["best-of-n", sizes[-1], seed][-1][GOLD]
                 - runs["best-of-n", size, seed][-1][GOLD] for seed in seeds]
-        claim(f"best-of-n with the largest n: 6000 pairs give more gold than {size}: "
-              f"{interval(more)}", bootstrap(more)[1] > 0)
+        # 300 pairs are no clear loser: over five seeds the interval of the difference touches 0.
+        text, bound = ("on average more", 0) if size == 300 else ("more", 1)
+        claim(f"best-of-n with the largest n: 6000 pairs give {text} gold than {size}: "
+              f"{interval(more)}", bootstrap(more)[bound] > 0)
     runs_of = lambda method, size: [runs[method, size, seed] for seed in seeds]
-    quality = [fit(run, lambda d: d)[2] for size in sizes for run in runs_of("best-of-n", size)]
-    claim(f"best-of-n follows d (a - b d): R^2 at least {min(quality):.2f}, in every seed",
-          min(quality) > 0.95)
+    quality = {size: [fit(run, lambda d: d)[2] for run in runs_of("best-of-n", size)]
+               for size in sizes}
+    worst = min(statistics.mean(seeds_of_it) for seeds_of_it in quality.values())
+    lowest = min(min(seeds_of_it) for seeds_of_it in quality.values())
+    claim(f"best-of-n follows d (a - b d): mean R^2 at least {worst:.2f} for each reward model, "
+          f"{lowest:.2f} in the worst seed", worst > 0.9 and lowest > 0.8)
     gap = max(abs(row[KL] - row["bound"]) for size in sizes
               for run in runs_of("best-of-n", size) for row in run)
     claim(f"here the KL of best-of-n is its bound, within {gap:.2f} nats: no review is likely",
@@ -193,8 +198,9 @@ def make_claims(runs, sizes, gains, guarded, seeds):
               f"{interval(change[SCORE])}, gold {interval(change[GOLD])}",
               bootstrap(change[GOLD])[2] < 0)
     print("with_penalty, seed by seed:", ", ".join(f"{gain:+.2f}" for gain in guarded))
-    claim(f"with kl_coef 0.1 PPO is nearer to best-of-n: {interval(guarded)}",
-          statistics.mean(guarded) > statistics.mean(gains["PPO", 6000]))
+    nearer = [a > b for a, b in zip(guarded, gains["PPO", 6000])]
+    claim(f"with kl_coef 0.1 PPO is nearer to best-of-n in {sum(nearer)} of {len(nearer)} seeds: "
+          f"{interval(guarded)}", sum(nearer) > len(nearer) / 2)
 
 
 def main():
