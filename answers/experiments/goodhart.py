@@ -17,7 +17,7 @@ Its KL is measured too: log n - (n - 1) / n is an upper bound (Beirami et al. 20
 import statistics
 from pathlib import Path
 
-from best_of_n import best_of_n, sample_reviews
+from best_of_n import best_of_n, gold_at, sample_reviews
 from lab import COLOURS, Arm, at_kl, bootstrap, claim, done, interval, pyplot, rows
 from lab import run_arms, save, settings, smooth, table
 
@@ -111,17 +111,14 @@ def compare(runs, sizes, seeds, n):
 
 def with_penalty(seeds, args):
     """PPO with kl_coef 0.1, which is experiment 2's, where it ends (the mean of ten steps), minus
-    best-of-n's gold at that KL (in between two n: on a straight line over sqrt(KL))."""
-    import numpy
+    best-of-n's gold at that KL."""
     arms = [Arm("ppo_kl0.1", seed, 3, ["--kl_coef=0.1", "--steps=30"]) for seed in seeds]
     gains, points, folders = [], [], run_arms(arms, args)
     for seed in seeds:
         run = rows(folders["ppo_kl0.1", seed])[-10:]
         kl, gold = (statistics.mean(row[tag] for row in run) for tag in (KL, GOLD))
-        best = best_of_n([6000], seed, args)[6000]
-        d = [max(row[KL], 0) ** 0.5 for row in best]
         points.append((kl ** 0.5, gold))
-        gains.append(gold - numpy.interp(kl ** 0.5, d, [row[GOLD] for row in best]))
+        gains.append(gold - gold_at(best_of_n([6000], seed, args)[6000], kl))
     print(f"6,000 pairs, PPO with kl_coef 0.1 at its end, gold minus best-of-n's at the same KL: "
           f"{interval(gains)}\n")
     return gains, points
