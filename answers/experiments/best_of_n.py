@@ -72,6 +72,15 @@ def best_of_n(sizes, seed, args):
     return curves
 
 
+def gold_at(curve, kl):
+    """Best-of-n's gold at a KL, in between two n on a straight line over sqrt(KL)."""
+    d = torch.tensor([max(row["kl/ref_sum"], 0) ** 0.5 for row in curve])
+    gold = torch.tensor([row["gold/avg"] for row in curve])
+    i = min(max(int(torch.searchsorted(d, kl ** 0.5)), 1), len(d) - 1)
+    share = min((kl ** 0.5 - d[i - 1].item()) / (d[i] - d[i - 1]).item(), 1)  # beyond the last: it
+    return (gold[i - 1] + share * (gold[i] - gold[i - 1])).item()
+
+
 def log_ratio(scores, p, n):
     """log (p_n / p) of samples sorted by score, (16, N): a text is the best of n with chance
     p_n = F^n - (F - p)^n, where F is the chance of a score at most its own. p is exact, by the

@@ -17,7 +17,7 @@ Its KL is measured too: log n - (n - 1) / n is an upper bound (Beirami et al. 20
 import statistics
 from pathlib import Path
 
-from best_of_n import best_of_n, sample_reviews
+from best_of_n import best_of_n, gold_at, sample_reviews
 from lab import COLOURS, Arm, at_kl, bootstrap, claim, done, interval, pyplot, rows
 from lab import run_arms, save, settings, smooth, table
 
@@ -111,17 +111,14 @@ def compare(runs, sizes, seeds, n):
 
 def with_penalty(seeds, args):
     """PPO with kl_coef 0.1, which is experiment 2's, where it ends (the mean of ten steps), minus
-    best-of-n's gold at that KL (in between two n: on a straight line over sqrt(KL))."""
-    import numpy
+    best-of-n's gold at that KL."""
     arms = [Arm("ppo_kl0.1", seed, 3, ["--kl_coef=0.1", "--steps=30"]) for seed in seeds]
     gains, points, folders = [], [], run_arms(arms, args)
     for seed in seeds:
         run = rows(folders["ppo_kl0.1", seed])[-10:]
         kl, gold = (statistics.mean(row[tag] for row in run) for tag in (KL, GOLD))
-        best = best_of_n([6000], seed, args)[6000]
-        d = [max(row[KL], 0) ** 0.5 for row in best]
         points.append((kl ** 0.5, gold))
-        gains.append(gold - numpy.interp(kl ** 0.5, d, [row[GOLD] for row in best]))
+        gains.append(gold - gold_at(best_of_n([6000], seed, args)[6000], kl))
     print(f"6,000 pairs, PPO with kl_coef 0.1 at its end, gold minus best-of-n's at the same KL: "
           f"{interval(gains)}\n")
     return gains, points
@@ -171,12 +168,17 @@ def make_claims(runs, sizes, gains, guarded, seeds):
     for size in sizes[:-1]:
         more = [runs["best-of-n", sizes[-1], seed][-1][GOLD]
                 - runs["best-of-n", size, seed][-1][GOLD] for seed in seeds]
-        claim(f"best-of-n with the largest n: 6000 pairs give more gold than {size}: "
-              f"{interval(more)}", bootstrap(more)[1] > 0)
+        # 300 pairs are no clear loser: over five seeds the interval of the difference touches 0.
+        text, bound = ("on average more", 0) if size == 300 else ("more", 1)
+        claim(f"best-of-n with the largest n: 6000 pairs give {text} gold than {size}: "
+              f"{interval(more)}", bootstrap(more)[bound] > 0)
     runs_of = lambda method, size: [runs[method, size, seed] for seed in seeds]
-    quality = [fit(run, lambda d: d)[2] for size in sizes for run in runs_of("best-of-n", size)]
-    claim(f"best-of-n follows d (a - b d): R^2 at least {min(quality):.2f}, in every seed",
-          min(quality) > 0.95)
+    quality = {size: [fit(run, lambda d: d)[2] for run in runs_of("best-of-n", size)]
+               for size in sizes}
+    worst = min(statistics.mean(seeds_of_it) for seeds_of_it in quality.values())
+    lowest = min(min(seeds_of_it) for seeds_of_it in quality.values())
+    claim(f"best-of-n follows d (a - b d): mean R^2 at least {worst:.2f} for each reward model, "
+          f"{lowest:.2f} in the worst seed", worst > 0.9 and lowest > 0.8)
     gap = max(abs(row[KL] - row["bound"]) for size in sizes
               for run in runs_of("best-of-n", size) for row in run)
     claim(f"here the KL of best-of-n is its bound, within {gap:.2f} nats: no review is likely",
@@ -193,8 +195,9 @@ def make_claims(runs, sizes, gains, guarded, seeds):
               f"{interval(change[SCORE])}, gold {interval(change[GOLD])}",
               bootstrap(change[GOLD])[2] < 0)
     print("with_penalty, seed by seed:", ", ".join(f"{gain:+.2f}" for gain in guarded))
-    claim(f"with kl_coef 0.1 PPO is nearer to best-of-n: {interval(guarded)}",
-          statistics.mean(guarded) > statistics.mean(gains["PPO", 6000]))
+    nearer = [a > b for a, b in zip(guarded, gains["PPO", 6000])]
+    claim(f"with kl_coef 0.1 PPO is nearer to best-of-n in {sum(nearer)} of {len(nearer)} seeds: "
+          f"{interval(guarded)}", sum(nearer) > len(nearer) / 2)
 
 
 def main():
