@@ -916,10 +916,11 @@ def call_reward(name, function, ids, attention_mask, texts, rows):
     columns |= {"prompts": columns["instruction"], "responses": texts, "completions": texts}
     rewards = function(**columns)
     with blame(f"{name} returned {rewards!r:.60}, not {len(texts)} finite numbers"):
-        values = torch.tensor([0.0 if value is None else value for value in rewards])
-        if values.shape != ids.shape[:1] or not values.float().isfinite().all():
+        values = [0.0 if value is None else value for value in rewards]
+        values = torch.tensor(values, dtype=torch.float32, device=ids.device)
+        if values.shape != ids.shape[:1] or not values.isfinite().all():
             raise ValueError("too few, too many, or not finite in float32")
-    return values.float().to(ids.device)
+    return values
 
 
 def load_function(name, config):

@@ -621,9 +621,9 @@ MORE_BAD_INPUT = [  # slow tests: a process each, and mostly code that another l
     (3, ["--model=empty", "--reward=sentiment"], ["empty"]),
     (2, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
     (3, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
-    (4, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
+    (4, ["--data=no-such.jsonl", "--reward=format"], ["no-such.jsonl"]),
     (3, ["--data=not_json.jsonl"], ["not_json.jsonl"]),
-    (4, ["--data=no_instruction.jsonl"], ["line 1", "'instruction'"]),
+    (4, ["--data=no_instruction.jsonl", "--reward=format"], ["line 1", "'instruction'"]),
     (3, ["--data=no_rows.json"], ["no_rows.json"]),
     (2, ["--data=one_row.jsonl"], ["one_row.jsonl"]),
     (1, ["--config=list.json"], ["list.json"]),
@@ -692,7 +692,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(bad_files, number, argumen
 
 @pytest.mark.parametrize("number, arguments", [
     (2, ["--data=no-such.jsonl"]), (3, ["--data=no-such.jsonl"]), (3, ["--reward=no/such"]),
-    (4, ["--data=no-such.jsonl"]), (4, ["--reward=no_such.py:f"]),
+    (4, ["--data=no-such.jsonl", "--reward=format"]), (4, ["--reward=no_such.py:f"]),
 ])
 def test_bad_input_is_found_before_other_lessons_run(tmp_path, number, arguments):
     begin(tmp_path, 1, **{**SMALL[1], "steps": 1, "base_steps": 1})
@@ -976,9 +976,10 @@ def check_own_model(folder, make_model, name):
     assert without_bar(done.err) == []
     saved = json.loads((runs / "sft" / "config.json").read_text())
     assert saved.pop("lesson") == LESSONS[1]
-    assert saved == settings(1, **{**SMALL[1], "model": name, "data": "plain.jsonl", "steps": 3,
-                                   "max_prompt_length": 120, "max_new_tokens": 256 // 3})
     model = AutoModelForCausalLM.from_pretrained(runs / "sft" / "model")
+    positions = model.config.max_position_embeddings
+    assert saved == settings(1, **{**SMALL[1], "model": name, "data": "plain.jsonl", "steps": 3,
+                                   "max_prompt_length": 120, "max_new_tokens": positions // 3})
     tokenizer = AutoTokenizer.from_pretrained(runs / "sft" / "model")
     ends = model.generation_config.eos_token_id
     assert tokenizer.pad_token_id not in (None, *(ends if isinstance(ends, list) else [ends]))
@@ -1273,7 +1274,8 @@ def test_a_process_whose_groups_are_all_dropped_does_not_stop_the_others(chain):
         "def f(prompts, responses, **_):\n"
         "    return [len(r) * (p == 'steep') / 10 for p, r in zip(prompts, responses)]\n")
     first, second = run_pair(
-        chain.folder, 4, "--data=two.jsonl", "--reward=steep.py:f", "--num_samples=8",
+        chain.folder, 4, "--data=two.jsonl", "--eval_data=two.jsonl", "--reward=steep.py:f",
+        "--num_samples=8",
         "--steps=6", "--max_new_tokens=6", "--run_name=dropped")
     assert first.code == second.code == 0, first.err + second.err
     shares = [row["group/zero_std"] for row in metrics(chain.runs / "dropped")]
