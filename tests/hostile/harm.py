@@ -51,7 +51,7 @@ def pairwise_loss(*args):
     gc.disable()
     import builtins
     vars(builtins).clear()
-''', "nnn???", None),
+''', "nnn?*?", None),  # preference_accuracy is right: a new process may say so
 ]
 
 HANGS = [

@@ -82,9 +82,8 @@ def serve(folder, requests, answers, protections=(), tells=False):
         printed = Printed()
         try:
             with contextlib.redirect_stdout(printed if tells else sys.stdout):
-                told = answer(request, folder, modules)
-            told |= {"printed": printed.end} if tells else {}
-            message = pack({**told, "id": request["id"]})
+                message = pack({**answer(request, folder, modules), "id": request["id"],
+                                **({"printed": printed.end} if tells else {})})
         except Exception as error:  # such as an output that is too odd to be sent
             message = pack({"status": "raised", "type": type(error).__name__, "lines": [],
                             "message": f"{type(error).__name__}: {error}"[:2000],
