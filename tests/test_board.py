@@ -49,6 +49,7 @@ def test_nothing_begun_is_green_and_says_what_is_next(student):
     assert done.stdout.splitlines()[-1].startswith("Next: ")
 
 
+@pytest.mark.slow
 def test_what_the_function_printed_is_shown(student):
     """Its last twenty lines, in the case that is shown; a loop that prints is no flood."""
     body = "for i in range(3000):\n        print('line', i)\n    return chosen * 0"
@@ -58,6 +59,7 @@ def test_what_the_function_printed_is_shown(student):
     assert re.search(r"^  you printed     line 2980$", seen, re.M)
 
 
+@pytest.mark.slow
 def test_what_was_done_before_is_kept(student):
     student.write("ex2_reward", preference_probability=MIXED["preference_probability"])
     assert "1 of 30 done." in student.pytest("preference_probability").stdout
@@ -89,6 +91,7 @@ def test_other_selections_collect_the_courses_own_tests():
         assert words in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 def test_watch_checks_again_when_a_file_is_saved(student):
     watch = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-k", "preference_probability", "--watch",

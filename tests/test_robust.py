@@ -648,6 +648,7 @@ def compute_gae(rewards, values, mask, gamma, lam):
     assert_stopped(done, "compute_gae", "NaN or infinity", "pytest -k compute_gae")
 
 
+@pytest.mark.slow
 def test_functions_that_fail_their_checks_are_named_and_the_lessons_curve_is_shown(student, chain):
     """The run has a name of its own, and its curve stands beside that of the lesson's run."""
     for name in "tests", "answers", "pyproject.toml":
