@@ -405,10 +405,10 @@ def test_text_metrics_need_their_packages(type_in, gpt2, monkeypatch, tmp_path):
     assert "pip install rouge-score sacrebleu" in done.err and "sft:" not in done.err  # at once
 
 
+@pytest.mark.peft
 def test_text_metrics_compare_answers_with_references(lesson1, gpt2, monkeypatch):
     """ROUGE-L by hand: "a b c d" and "a c" have 2 words in common, in order: precision 2 / 2,
     recall 2 / 4, F = 2 / 3. chrF of equal texts is 100 and of texts without a common letter 0."""
-    pytest.importorskip("sacrebleu"), pytest.importorskip("rouge_score")
     tokenizer = AutoTokenizer.from_pretrained(gpt2)
     config = lesson1.Config(model=gpt2, data="d", micro_batch_size=2, max_new_tokens=9)
     answers = []
