@@ -494,7 +494,7 @@ def every_answer(row):
     """A row of a conversation -> rows with every answer in it and what came before."""
     turns = row.get("earlier", [])
     for i in range(1, len(turns)):
-        if turns[i]["role"] == "assistant":
+        if turns[i - 1]["role"] == "user" and turns[i]["role"] == "assistant":
             yield row | {"earlier": turns[:i - 1], "instruction": turns[i - 1]["content"],
                          "output": turns[i]["content"]}
     yield row
@@ -537,7 +537,7 @@ def main():
     train(model, tokenizer, data, held_out, config, accelerator, run)
     after, texts_after = look() if config.steps else (before, texts_before)
     run.save_model(model, tokenizer)
-    model = f"--model {run.folder} " * (run.folder != Path("runs/sft"))
+    model = "" if run.folder == Path("runs/sft") else f"--model {run.folder} "
     run.close("loss/train", before, after, [
         (row["title"], {"base": old, "tuned": new})
         for row, old, new in zip(held_out, texts_before, texts_after)],

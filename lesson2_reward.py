@@ -22,7 +22,7 @@ It writes runs/reward; lesson 3 uses it.
 Why: exercises/WHY.md, "Lesson 2", one page: -log sigmoid, why the last token, why only differences
 of scores count. Read it first, then from the settings to main().
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 453. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 455. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -444,10 +444,12 @@ def main():
     samples = [(row["instruction"], {f"chosen {a:+.2f}": row["chosen"],
                                      f"rejected {b:+.2f}": row["rejected"]})
                for row, a, b in zip(held_out[:5], chosen, rejected)]
-    model = f"--model {config.model} " * (run.folder != Path("runs/reward"))
-    name, reward = model and f"--run_name {config.run_name} ", model and f"--reward {run.folder}"
-    run.close("accuracy/train", before, after, samples, f"python lesson2_reward.py {model}{name}"
-              f'--score "The spy film was lovely.", or python lesson3_ppo.py {model}{reward}')
+    this, ppo = "", ""  # the flags that name this run, where it is not the usual one
+    if run.folder != Path("runs/reward"):
+        this = f"--model {config.model} --run_name {config.run_name} "
+        ppo = f" --model {config.model} --reward {run.folder}"
+    run.close("accuracy/train", before, after, samples, f"python lesson2_reward.py {this}"
+              f'--score "The spy film was lovely.", or python lesson3_ppo.py{ppo}')
 
 
 # ---- Housekeeping: the lesson is over; none of this has to do with learning ---------------------

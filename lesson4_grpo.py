@@ -25,7 +25,7 @@ advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: a
 Why: exercises/WHY.md, "Lesson 4": the group as a baseline, what the std does, three averages and
 length, clip_high. Begin there (after lesson 3's page), then from the settings to main().
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 550. Then close this file and write the maths yourself: "pytest -k ex4"
+Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
 """
 
@@ -492,7 +492,8 @@ def main():
     learner, optimizer, schedule = accelerator.prepare(lm, optimizer, schedule)  # DDP
     evaluate_now = lambda: evaluate(lm, reward, tokenizer, held_out, config, accelerator)
     print("The model answers, before the first step ...", flush=True)
-    before, texts_before, rewards_before = first = evaluate_now()
+    first = evaluate_now()
+    before, texts_before, rewards_before = first
     run = Run(config, accelerator)
     for step in run.steps(config.steps):
         # 1. Rollout: G answers to each prompt, and their rewards.

@@ -115,7 +115,8 @@ def pass_at(p, k):
 
 
 def remembered(file, compute):
-    """What compute() gave; a file that is there already is read instead."""
+    """What compute() gave; a file that is there already is read instead: delete it when the code
+    changes."""
     if not file.is_file():
         torch.save(compute(), file)
     return torch.load(file)

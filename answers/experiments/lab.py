@@ -126,9 +126,9 @@ def bootstrap(differences, draws=10_000):
     return statistics.mean(values), means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
 
 
-def interval(differences):
+def interval(differences, digits=2):
     """The same as a text: mean [low, high]."""
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*bootstrap(differences))
+    return "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*bootstrap(differences), n=digits)
 
 
 def table(header, lines):

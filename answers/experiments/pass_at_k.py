@@ -117,7 +117,8 @@ def make_claims(runs, curves, steps):
     usual = curves[USUAL]
     for k, sign, what in ((1, 1, "rises"), (64, -1, "falls")):
         gains = [run[steps][k - 1] - run[0][k - 1] for run in usual]
-        lab.claim(f"pass@{k} {what}: {three(gains)}", all(sign * gain > 0 for gain in gains))
+        lab.claim(f"pass@{k} {what}: {lab.interval(gains, 3)}",
+                  all(sign * gain > 0 for gain in gains))
     for t in (10, steps):
         where = [crossing(run[0], run[t]) for run in usual]
         lab.claim(f"after {t} steps the curves cross at k = {', '.join(map(str, where))}",
@@ -125,18 +126,15 @@ def make_claims(runs, curves, steps):
     for name in list(ARMS)[1:]:
         for k in (1, 64):
             gaps = [a[steps][k - 1] - b[steps][k - 1] for a, b in zip(curves[name], usual)]
-            print(f"{name} minus the lesson's, pass@{k}: {three(gaps)}")
+            print(f"{name} minus the lesson's, pass@{k}: {lab.interval(gaps, 3)}")
             if (name, k) == ("kl_coef 0.1", 64):
-                lab.claim(f"kl_coef 0.1 keeps more of pass@64: {three(gaps)}", min(gaps) > 0)
+                lab.claim(f"kl_coef 0.1 keeps more of pass@64: {lab.interval(gaps, 3)}",
+                          min(gaps) > 0)
     old, new = (torch.cat([run[t] for run in runs[USUAL]]) for t in (0, steps))
     low = old < 0.1
     learned = (new[low] > 0.5).double().mean().item()
     lab.claim(f"of {low.sum()} sums with p < 0.1 before, {learned:.0%} end above 0.5 and "
               f"{(new[low] < old[low]).double().mean():.0%} fall", learned < 0.1)
-
-
-def three(values):
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lab.bootstrap(values))
 
 
 def fates(runs, steps):

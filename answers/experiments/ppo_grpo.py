@@ -159,6 +159,5 @@ def make_claims(runs, arms, seeds):
                   mean(runs[name, seed], "clip/fraction") < 1e-3 for seed in seeds))
 
 
-
 if __name__ == "__main__":
     main()
