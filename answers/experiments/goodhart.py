@@ -18,12 +18,11 @@ import statistics
 from pathlib import Path
 
 from best_of_n import best_of_n, gold_at, sample_reviews
-from lab import COLOURS, Arm, at_kl, bootstrap, claim, done, interval, pyplot, rows
-from lab import run_arms, save, settings, smooth, table
+from lab import COLOURS, GOLD, KL, SCORE, Arm, at_kl, bootstrap, claim, done, end, interval
+from lab import pyplot, rows, run_arms, save, settings, smooth, table
 
 METHODS = ["best-of-n", "PPO", "GRPO"]
 GRPO_SIZES = [100, 6000]
-KL, GOLD, SCORE = "kl/ref_sum", "gold/avg", "reward/avg"
 
 
 def make_runs(sizes, args):
@@ -115,8 +114,7 @@ def with_penalty(seeds, args):
     arms = [Arm("ppo_kl0.1", seed, 3, ["--kl_coef=0.1", "--steps=30"]) for seed in seeds]
     gains, points, folders = [], [], run_arms(arms, args)
     for seed in seeds:
-        run = rows(folders["ppo_kl0.1", seed])[-10:]
-        kl, gold = (statistics.mean(row[tag] for row in run) for tag in (KL, GOLD))
+        kl, gold = (end(rows(folders["ppo_kl0.1", seed]), tag) for tag in (KL, GOLD))
         points.append((kl ** 0.5, gold))
         gains.append(gold - gold_at(best_of_n([6000], seed, args)[6000], kl))
     print(f"6,000 pairs, PPO with kl_coef 0.1 at its end, gold minus best-of-n's at the same KL: "
@@ -188,7 +186,7 @@ def make_claims(runs, sizes, gains, guarded, seeds):
         text = f"{size} pairs, --kl_coef 0: PPO has less gold than best-of-n at the same KL"
         claim(f"{text}: {interval(gains['PPO', size])}", bootstrap(gains["PPO", size])[2] < 0)
     for size in sure:
-        change = {tag: [statistics.mean(row[tag] for row in run[-10:]) - best[-1][tag]
+        change = {tag: [end(run, tag) - best[-1][tag]
                         for run, best in zip(runs_of("PPO", size), runs_of("best-of-n", size))]
                   for tag in (SCORE, GOLD)}
         claim(f"{size} pairs, PPO's end minus the best of the largest n: score "

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import exact
 import lab
+from lab import GOLD, KL, SCORE
 
 KS = ("k1", "k2", "k3")
 COEFS = (0, 0.01, 0.05, 0.1, 0.3)  # of the PPO runs whose last policies are looked at
@@ -168,13 +169,10 @@ def train(args):
     places = lab.run_arms([*arms.values(), *others, *sums], args)
     ends = {}
     for (name, seed), arm in arms.items():
-        last = lab.rows(places[arm.name, seed])[-10:]
-        ends.setdefault(name, []).append({tag: statistics.mean(row[tag] for row in last)
+        run = lab.rows(places[arm.name, seed])
+        ends.setdefault(name, []).append({tag: lab.end(run, tag)
                                           for tag in (KL, SCORE, GOLD, "grad_norm")})
     return ends
-
-
-KL, SCORE, GOLD = "kl/ref_sum", "reward/avg", "gold/avg"
 
 
 def picture(looks, ends, args):

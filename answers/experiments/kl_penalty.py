@@ -17,16 +17,10 @@ penalty for moving away from the policy that sampled.
 
 import statistics
 
-from lab import COLOURS, Arm, at_kl, bootstrap, claim, done, draw, interval, pyplot, rows
-from lab import run_arms, save, settings, smooth, table
+from lab import COLOURS, GOLD, KL, SCORE, Arm, at_kl, bootstrap, claim, done, draw, end, interval
+from lab import pyplot, rows, run_arms, save, settings, smooth, table
 
-KL, GOLD, SCORE = "kl/ref_sum", "gold/avg", "reward/avg"
 BINS = [0.5, 1, 2, 4, 8, 16, 32, 64]  # nats a response
-
-
-def end(run, tag):
-    """The mean of a run's last ten steps."""
-    return statistics.mean(row[tag] for row in run[-10:])
 
 
 def against_stopping(free, run, tag):

@@ -24,6 +24,7 @@ LESSONS = {1: "lesson1_sft.py", 2: "lesson2_reward.py", 3: "lesson3_ppo.py", 4: 
            "4 gold": "answers/experiments/grpo_gold.py"}
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the last one is black.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]
+KL, GOLD, SCORE = "kl/ref_sum", "gold/avg", "reward/avg"  # a response's, in a run's log
 claims = []
 
 
@@ -102,6 +103,11 @@ def load_lesson(n):
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def end(run, tag, last=10):
+    """The mean over a run's last steps."""
+    return statistics.mean(row[tag] for row in run[-last:])
 
 
 def smooth(values, width=10):

@@ -17,11 +17,10 @@ import statistics
 from pathlib import Path
 
 from best_of_n import best_of_n, gold_at, sample_reviews
-from lab import COLOURS, Arm, claim, done, draw, interval, pyplot, rows, run_arms, save, settings
-from lab import smooth, table
+from lab import COLOURS, GOLD, KL, SCORE, Arm, claim, done, draw, end, interval, pyplot, rows
+from lab import run_arms, save, settings, smooth, table
 
 PPO, GRPO = "PPO", "GRPO, G = 8"
-GOLD, SCORE, KL = "gold/avg", "reward/avg", "kl/ref_sum"
 
 
 def make_arms(args):
@@ -59,14 +58,9 @@ def make_runs(arms, args):
     return runs
 
 
-def mean(run, tag, last=10):
-    """Over a run's last steps."""
-    return statistics.mean(row[tag] for row in run[-last:])
-
-
 def gains(runs, name, base, seeds, tag=GOLD, last=10):
     """The arm minus another one, a seed."""
-    return [mean(runs[name, seed], tag, last) - mean(runs[base, seed], tag, last)
+    return [end(runs[name, seed], tag, last) - end(runs[base, seed], tag, last)
             for seed in seeds]
 
 
@@ -75,12 +69,12 @@ def print_table(runs, names, seeds):
     for name in names:
         mine = [runs[name, seed] for seed in seeds]
         base = PPO if name.startswith("PPO") else GRPO
-        gold = [mean(run, GOLD) for run in mine]
-        lines.append([name, *(statistics.mean(mean(run, tag) for run in mine)
+        gold = [end(run, GOLD) for run in mine]
+        lines.append([name, *(statistics.mean(end(run, tag) for run in mine)
                               for tag in (SCORE, GOLD)), f"{min(gold):.2f} to {max(gold):.2f}",
-                      statistics.mean(mean(run, GOLD, len(run)) for run in mine),
-                      statistics.mean(mean(run, KL) for run in mine),
-                      f"{statistics.mean(mean(run, 'clip/fraction') for run in mine):.4f}",
+                      statistics.mean(end(run, GOLD, len(run)) for run in mine),
+                      statistics.mean(end(run, KL) for run in mine),
+                      f"{statistics.mean(end(run, 'clip/fraction') for run in mine):.4f}",
                       "-" if name == base else interval(gains(runs, name, base, seeds))])
     table(["arm", "score", "gold", "lowest and highest seed", "gold, all steps",
            "KL (nats)", "clip/fraction", "gold minus the default's"], lines)
@@ -91,7 +85,7 @@ def print_against_best_of_n(runs, names, args):
     curves = {seed: best_of_n([6000], seed, args)[6000] for seed in args.seeds}
     lines = []
     for name in names:
-        gaps = [mean(runs[name, seed], GOLD) - gold_at(curves[seed], mean(runs[name, seed], KL))
+        gaps = [end(runs[name, seed], GOLD) - gold_at(curves[seed], end(runs[name, seed], KL))
                 for seed in args.seeds]
         lines.append([name, interval(gaps), ", ".join(f"{gap:+.2f}" for gap in gaps)])
     table(["arm", "gold minus best-of-n's at the same KL", "a seed"], lines)
@@ -156,7 +150,7 @@ def make_claims(runs, arms, seeds):
         gold = change(name, base, GOLD)
         claim(f"{name}: nothing is clipped, and gold is lower in every seed: "
               f"{interval(gold)}", max(gold) < 0 and all(
-                  mean(runs[name, seed], "clip/fraction") < 1e-3 for seed in seeds))
+                  end(runs[name, seed], "clip/fraction") < 1e-3 for seed in seeds))
 
 
 if __name__ == "__main__":
