@@ -1087,7 +1087,6 @@ def word_problem(dice, wrong):
     return {"question": question, "answer": answer}
 
 
-@pytest.mark.slow
 @pytest.mark.peft
 def test_word_problems_come_out_right_more_often(type_in, tmp_path):
     """Lesson 1 on many wrong answers; lesson 4 with an adapter and a checked reward."""
