@@ -24,7 +24,7 @@ metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sf
 Why: exercises/WHY.md, "Lesson 1", one page: maximum likelihood, and which tokens count. Read it
 first, then from the settings to main(). Its glossary has the words of tokenizers and of RL.
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 543. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -46,7 +46,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
-from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -59,6 +58,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import tqdm
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast
@@ -336,14 +336,18 @@ def make_tiny_model(texts):
 
 
 @torch.no_grad()
-def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None):
+def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None, size=256):
     """Prompts (lists of ids) -> prompt ids and mask (B, P), padded on the left, and the sampled
-    response (B, T). Temperature 0 takes the likeliest token."""
+    response (B, T), `size` rows at a time. Temperature 0 takes the likeliest token."""
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt",
                           padding="max_length" if width else True, max_length=width).to(lm.device)
     how = {"temperature": temperature} if temperature else {"do_sample": False}
-    both = lm.generate(**batch, max_new_tokens=max_new_tokens, **how)
-    return batch["input_ids"], batch["attention_mask"], both[:, batch["input_ids"].shape[1]:]
+    response = []
+    for ids, mask in zip(batch["input_ids"].split(size), batch["attention_mask"].split(size)):
+        both = lm.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how)
+        response += both[:, ids.shape[1]:]
+    response = pad_sequence(response, batch_first=True, padding_value=tokenizer.pad_token_id)
+    return batch["input_ids"], batch["attention_mask"], response
 
 
 # ---- The algorithm: the loop, and then main -----------------------------------------------------
@@ -488,16 +492,6 @@ def load_examples(config):
         return [[example for row in part for example in every_answer(row)]
                 for part in load_data(config, ["instruction", "output"], config.num_examples)]
     return tiny_world(config.num_examples, config.seed), tiny_world(600, 0, held_out=True)
-
-
-def every_answer(row):
-    """A row of a conversation -> rows with every answer in it and what came before."""
-    turns = row.get("earlier", [])
-    for i in range(1, len(turns)):
-        if turns[i - 1]["role"] == "user" and turns[i]["role"] == "assistant":
-            yield row | {"earlier": turns[:i - 1], "instruction": turns[i - 1]["content"],
-                         "output": turns[i]["content"]}
-    yield row
 
 
 def main():
@@ -649,7 +643,9 @@ def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
-        theirs = dict(pair.strip().split("=") for pair in renamed.split(",") if pair)
+        usual = {name: column for column, names in NAMES.items() for name in names.split()}
+        pairs = [pair.strip().split("=") for pair in renamed.split(",") if pair]
+        theirs = {usual[name]: their for name, their in pairs}
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
@@ -728,6 +724,16 @@ def as_turn(turn):
     role = turn.get("role") or turn.get("from")
     text = turn.get("content", turn.get("value")) + ""  # raises a TypeError where it is no text
     return {"role": ROLES.get(role, role), "content": text}
+
+
+def every_answer(row):
+    """A row of a conversation -> rows with every answer in it and what came before."""
+    turns = row.get("earlier", [])
+    for i in range(1, len(turns)):
+        if turns[i - 1]["role"] == "user" and turns[i]["role"] == "assistant":
+            yield row | {"earlier": turns[:i - 1], "instruction": turns[i - 1]["content"],
+                         "output": turns[i]["content"]}
+    yield row
 
 
 def encode_prompts(data, tokenizer, config):
@@ -1099,10 +1105,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
             print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
-                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
+                  f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

@@ -22,7 +22,7 @@ It writes runs/reward; lesson 3 uses it.
 Why: exercises/WHY.md, "Lesson 2", one page: -log sigmoid, why the last token, why only differences
 of scores count. Read it first, then from the settings to main().
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 455. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 454. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -45,7 +45,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
-from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -555,7 +554,9 @@ def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
-        theirs = dict(pair.strip().split("=") for pair in renamed.split(",") if pair)
+        usual = {name: column for column, names in NAMES.items() for name in names.split()}
+        pairs = [pair.strip().split("=") for pair in renamed.split(",") if pair]
+        theirs = {usual[name]: their for name, their in pairs}
         for _, (line, row) in zip(range(size), read_rows(name)):
             try:
                 found = list(row) if isinstance(row, dict) else found
@@ -965,10 +966,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
             print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
-                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
+                  f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
