@@ -16,6 +16,7 @@ How to run it
     python lesson1_sft.py --prompt "What is 27 + 15?"        one answer of the trained model
     python lesson1_sft.py --prompt "Translate into Chinese: | I love tea."    with an input
     python lesson1_sft.py --model runs/ppo --chat            talk to any model
+    python lesson1_sft.py --look                             token by token: what has a label
     python lesson1_sft.py --lora_rank 8                      an adapter alone (needs peft)
     python lesson1_sft.py --model gpt2 --data alpaca.jsonl   your own model and data
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
@@ -24,7 +25,7 @@ metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sf
 Why: exercises/WHY.md, "Lesson 1", one page: maximum likelihood, and which tokens count. Read it
 first, then from the settings to main(). Its glossary has the words of tokenizers and of RL.
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 543. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 544. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -592,14 +593,18 @@ def read_config(arguments):
     """The command line; the settings of --config, or of the run to resume, come before it."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
+    parser.add_argument("--look", action="store_true", help="show a batch of the finished run, "
+                        "token by token, as a table and a page, and train nothing")
     arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
-    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
-    if typed.resume or typed.config:
-        with blame(f"cannot read settings from {file}"):
+    of_run = typed.resume or typed.look
+    file = run_folder(typed) / "config.json" if of_run else Path(typed.config)
+    if of_run or typed.config:
+        with blame(f"cannot read settings from {file} (is there such a run?)"):
             saved = dict(json.loads(file.read_text(encoding="utf-8")), lesson=None)  # no setting
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
+    look = vars(typed).pop("look")
     for name, value in vars(typed).items():
         if isinstance(value, list):  # of --name=--
             die(f"--{name} needs a value")
@@ -610,7 +615,11 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
-    return Config(**vars(typed))
+    config = Config(**vars(typed))
+    if look:
+        page = Path(__file__).with_name("exercises") / "look.py"
+        sys.exit(runpy.run_path(str(page))["look"](globals(), config))
+    return config
 
 
 def load_exercises():
@@ -1054,7 +1063,7 @@ class Run:
                 (self.folder / "unfinished").rename(self.folder / name)
             self.accelerator.wait_for_everyone()
 
-    def save_model(self, model, tokenizer):
+    def save_model(self, model, tokenizer, **heads):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
         if self.config.steps == 0:  # there is nothing new
             return
@@ -1071,6 +1080,8 @@ class Run:
                 model = model.merge_and_unload()
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            for name, head in heads.items():
+                save_file(head.state_dict(), folder / f"{name}.safetensors")
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 

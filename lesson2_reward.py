@@ -14,6 +14,7 @@ The score is read at the last real token, where the model has seen the whole ans
 How to run it
     python lesson2_reward.py                        offline; runs lesson 1 first where it is missing
     python lesson2_reward.py --score "The spy film was lovely."
+    python lesson2_reward.py --look                 the score after every token
     python lesson2_reward.py --freeze_backbone      train the score head alone
     python lesson2_reward.py --lora_rank 8          an adapter and a score head (needs peft)
     python lesson2_reward.py --model gpt2 --data pairs.jsonl
@@ -22,7 +23,7 @@ It writes runs/reward; lesson 3 uses it.
 Why: exercises/WHY.md, "Lesson 2", one page: -log sigmoid, why the last token, why only differences
 of scores count. Read it first, then from the settings to main().
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 454. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 456. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -56,6 +57,7 @@ import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import tqdm
 from filelock import FileLock
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
@@ -503,14 +505,18 @@ def read_config(arguments):
     """The command line; the settings of --config, or of the run to resume, come before it."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
+    parser.add_argument("--look", action="store_true", help="show a batch of the finished run, "
+                        "token by token, as a table and a page, and train nothing")
     arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
-    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
-    if typed.resume or typed.config:
-        with blame(f"cannot read settings from {file}"):
+    of_run = typed.resume or typed.look
+    file = run_folder(typed) / "config.json" if of_run else Path(typed.config)
+    if of_run or typed.config:
+        with blame(f"cannot read settings from {file} (is there such a run?)"):
             saved = dict(json.loads(file.read_text(encoding="utf-8")), lesson=None)  # no setting
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
+    look = vars(typed).pop("look")
     for name, value in vars(typed).items():
         if isinstance(value, list):  # of --name=--
             die(f"--{name} needs a value")
@@ -521,7 +527,11 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
-    return Config(**vars(typed))
+    config = Config(**vars(typed))
+    if look:
+        page = Path(__file__).with_name("exercises") / "look.py"
+        sys.exit(runpy.run_path(str(page))["look"](globals(), config))
+    return config
 
 
 def load_exercises():
@@ -915,7 +925,7 @@ class Run:
                 (self.folder / "unfinished").rename(self.folder / name)
             self.accelerator.wait_for_everyone()
 
-    def save_model(self, model, tokenizer):
+    def save_model(self, model, tokenizer, **heads):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
         if self.config.steps == 0:  # there is nothing new
             return
@@ -932,6 +942,8 @@ class Run:
                 model = model.merge_and_unload()
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            for name, head in heads.items():
+                save_file(head.state_dict(), folder / f"{name}.safetensors")
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 

@@ -23,7 +23,7 @@ It writes runs/grpo. Before the first update the loss is 0 and its gradient is n
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 Why: exercises/WHY.md, "Lesson 4": the group as a baseline, what the std does, three averages and
-length, clip_high. Begin there (after lesson 3's page), then from the settings to main().
+length, clip_high. Begin there, then from the settings to main(). --look shows groups of answers.
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
 Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
@@ -60,7 +60,7 @@ import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, tqdm
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
@@ -600,14 +600,18 @@ def read_config(arguments):
     """The command line; the settings of --config, or of the run to resume, come before it."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
+    parser.add_argument("--look", action="store_true", help="show a batch of the finished run, "
+                        "token by token, as a table and a page, and train nothing")
     arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
-    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
-    if typed.resume or typed.config:
-        with blame(f"cannot read settings from {file}"):
+    of_run = typed.resume or typed.look
+    file = run_folder(typed) / "config.json" if of_run else Path(typed.config)
+    if of_run or typed.config:
+        with blame(f"cannot read settings from {file} (is there such a run?)"):
             saved = dict(json.loads(file.read_text(encoding="utf-8")), lesson=None)  # no setting
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
+    look = vars(typed).pop("look")
     for name, value in vars(typed).items():
         if isinstance(value, list):  # of --name=--
             die(f"--{name} needs a value")
@@ -618,7 +622,11 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
-    return Config(**vars(typed))
+    config = Config(**vars(typed))
+    if look:
+        page = Path(__file__).with_name("exercises") / "look.py"
+        sys.exit(runpy.run_path(str(page))["look"](globals(), config))
+    return config
 
 
 def load_exercises():
@@ -1171,7 +1179,7 @@ class Run:
                 (self.folder / "unfinished").rename(self.folder / name)
             self.accelerator.wait_for_everyone()
 
-    def save_model(self, model, tokenizer):
+    def save_model(self, model, tokenizer, **heads):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
         if self.config.steps == 0:  # there is nothing new
             return
@@ -1188,6 +1196,8 @@ class Run:
                 model = model.merge_and_unload()
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            for name, head in heads.items():
+                save_file(head.state_dict(), folder / f"{name}.safetensors")
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
