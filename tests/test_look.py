@@ -3,11 +3,13 @@ by other ways than the page's."""
 
 import html.parser
 import json
+import runpy
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from test_data import FILES, PAIRS, QUESTIONS, RUNS, each_lesson, type_in, write_rows  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -125,6 +127,7 @@ def test_the_columns_of_lesson_3_fit_together(seen):
     page, _, _ = seen(3)
     scores = [float(title.split("score ")[1].strip(")")) for title in page.titles]
     assert len(scores) == 2 and scores[0] > scores[1]
+    whitened = []
     for score, table in zip(scores, page.tables):
         logp, ref, kl, reward, value, delta, advantage, back, ratio = (
             numbers(table, name) for name in (
@@ -140,10 +143,17 @@ def test_the_columns_of_lesson_3_fit_together(seen):
                 delta[t] + 0.72 * (advantage[t + 1] if t < last else 0))
             assert back[t] == close(advantage[t] + value[t])
             white = float(table[t]["A white"])
+            whitened.append((advantage[t], white))
             beyond = ratio[t] > 1.2 if white > 0 else ratio[t] < 0.8
             assert (table[t][""] == "clipped") == beyond
     assert any(x for table in page.tables for x in numbers(table, "V"))  # the head was kept
     assert any(x != 1 for table in page.tables for x in numbers(table, "ratio"))
+    assert any(abs(x) > 0.01 for table in page.tables for x in numbers(table, "KL"))
+    (low, white_low), (high, white_high) = min(whitened), max(whitened)
+    slope = (white_high - white_low) / (high - low)  # whitening moves and stretches, all alike
+    assert slope != pytest.approx(1, abs=0.01)
+    assert [white for _, white in whitened] == pytest.approx(
+        [white_low + slope * (x - low) for x, _ in whitened], abs=0.01)
 
 
 def test_the_advantages_of_lesson_4_are_those_of_the_groups(seen):
@@ -169,6 +179,13 @@ def test_a_run_that_is_not_finished_is_said(type_in, tmp_path):  # noqa: F811
     (tmp_path / "runs" / "ppo" / "config.json").write_text("{}")
     done = type_in("lesson3_ppo.py --look")
     assert done.code == 2 and "run python lesson3_ppo.py first" in done.err
+
+
+def test_a_cell_is_shown_as_text_on_one_line():
+    look = runpy.run_path(str(ROOT / "exercises" / "look.py"))
+    table = look["Table"]("answers", ["answer"], [["<b>1</b>\n2\x07"]])
+    text = look["page"]("title", {}, [table])
+    assert "<b>" not in text and Page(text).tables == [[{"answer": "<b>1</b>⏎2\ufffd"}]]
 
 
 def test_a_text_is_shown_as_text(seen, monkeypatch):
