@@ -1233,7 +1233,8 @@ class Run:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
+                  "inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
                   f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:

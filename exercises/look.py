@@ -231,7 +231,8 @@ def say(cell):
     """A cell as text on one line, whatever a model has written."""
     if cell is None:
         return ""
-    text = f"{cell:.3f}" if isinstance(cell, float) else str(cell).replace("\n", "⏎")
+    is_number = isinstance(cell, float)
+    text = f"{round(cell, 3) + 0.0:.3f}" if is_number else str(cell).replace("\n", "⏎")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 

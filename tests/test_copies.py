@@ -109,7 +109,7 @@ def test_lines_have_at_most_100_columns():
 
 
 # Of Housekeeping: too many, and no more than today.
-HOUSEKEEPING_LINES = {"lesson1": 585, "lesson2": 535, "lesson3": 694, "lesson4": 694}
+HOUSEKEEPING_LINES = {"lesson1": 586, "lesson2": 536, "lesson3": 695, "lesson4": 695}
 BOUNDS = {"lesson1": 550, "lesson2": 480, "lesson3": 550, "lesson4": 550}
 
 
