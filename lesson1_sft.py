@@ -615,6 +615,8 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
+    if (typed.eval_data or typed.columns) and not typed.data:
+        die("--eval_data and --columns need --data")
     config = Config(**vars(typed))
     if look:
         page = Path(__file__).with_name("exercises") / "look.py"
@@ -655,13 +657,16 @@ def read_data(name, columns, size, renamed=""):
         usual = {name: column for column, names in NAMES.items() for name in names.split()}
         pairs = [pair.strip().split("=") for pair in renamed.split(",") if pair]
         theirs = {usual[name]: their for name, their in pairs}
-        for _, (line, row) in zip(range(size), read_rows(name)):
+        for number, (place, row) in enumerate(read_rows(name)):
+            if number == size:
+                print(f"{name}: no more than the first {size} rows are read.")
+                break
             try:
                 found = list(row) if isinstance(row, dict) else found
                 view = {x: row.get(theirs[x]) or "" for x in theirs if isinstance(row, dict)}
                 data.append(row | standard_row(row | view if view else row, columns))
             except (ValueError, TypeError, AttributeError) as error:
-                odd.append(f"line {line}: {error}")
+                odd.append(f"{place}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
             f"columns are {found}: see --columns. Understood are, in place of {NAMES}")
@@ -674,7 +679,7 @@ def read_data(name, columns, size, renamed=""):
 
 
 def read_rows(name):
-    """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
+    """(its place, row) of JSON, JSON lines, CSV, text (.gz too); Parquet, a folder, the hub."""
     import csv, gzip
     path, suffix = Path(name), Path(name.removesuffix(".gz")).suffix.lower()
     if not path.is_file() or suffix == ".parquet":
@@ -682,23 +687,26 @@ def read_rows(name):
         where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
         source = {"path": "parquet", "data_files": name} if path.is_file() else {
             "path": where, "name": subset or None}
-        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
+        rows = datasets.load_dataset(**source, split=split or "train")
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, start=1))
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        if suffix == ".csv":
-            reader = csv.DictReader(file, restkey="more")
-            yield from ((reader.line_num, row) for row in reader)
+        if suffix in (".csv", ".tsv"):
+            comma = "," if suffix == ".csv" else "\t"
+            reader = csv.DictReader(file, restkey="more", delimiter=comma)
+            yield from ((f"line {reader.line_num}", row) for row in reader)
         whole = file.read()
     if suffix != ".txt" and whole.lstrip().startswith("["):
-        yield from enumerate(json.loads(whole), start=1)
+        yield from ((f"row {i}", row) for i, row in enumerate(json.loads(whole), start=1))
         return
     for line, text in enumerate(whole.split("\n"), start=1):
         try:
             if text.strip():
-                yield line, {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                row = {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                yield f"line {line}", row
         except ValueError as error:
-            yield line, error
+            yield f"line {line}", error
 
 
 def standard_row(row, columns):

@@ -236,6 +236,36 @@ def test_csv_has_the_files_lines_and_may_have_odd_rows(lesson1, tmp_path, capsys
     assert "2 of 4 rows are left out, as line 5: " in capsys.readouterr().out
 
 
+def test_a_tsv_is_a_csv_with_tabs(lesson1, tmp_path):
+    (tmp_path / "a.tsv").write_text('question\tanswer\nOne, two?\t"a\tb"\n', "utf-8")
+    row, = lesson1.read_data(str(tmp_path / "a.tsv"), ["instruction", "output"], 10)
+    assert (row["instruction"], row["output"]) == ("One, two?", "a\tb")
+
+
+def test_what_is_no_line_of_a_file_is_a_row(lesson1, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "Hi.", "response": "Yes."}, {}],
+                                                indent=2), "utf-8")
+    lesson1.read_data(str(tmp_path / "a.json"), ["instruction", "output"], 10)
+    assert "1 of 2 rows are left out, as row 2: " in capsys.readouterr().out
+
+
+def test_what_is_cut_off_a_file_is_said(lesson1, lesson2, tmp_path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    for size, words in (40, ""), (39, f"{file}: no more than the first 39 rows are read.\n"):
+        assert len(lesson1.read_data(file, ["instruction", "output"], size)) == size
+        assert capsys.readouterr().out == words
+    file = write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    for limit, words in (38, ""), (37, f"{file}: 37 of 38 pairs are used (--num_pairs).\n"):
+        data, _ = lesson2.load_pairs(lesson2.Config(data=file, num_pairs=limit))
+        assert len(data) == limit and capsys.readouterr().out == words
+
+
+@each_lesson
+@pytest.mark.parametrize("flag", ["--eval_data=rows.jsonl", "--columns=instruction=task"])
+def test_what_needs_data_says_so(number, flag, refused):
+    refused(f"{FILES[number]} {flag}", "--eval_data and --columns need --data")
+
+
 def test_a_folder_has_splits(lesson3, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     import datasets
