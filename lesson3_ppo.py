@@ -1052,6 +1052,7 @@ def start(config):
             log_with=tracker, project_dir=run_folder(config).parent)
         if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
             raise ValueError("the processes do not find each other: try --device cpu")
+        accelerator.wait_for_everyone()  # nobody leaves while others are still looking for it
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")
     return accelerator
