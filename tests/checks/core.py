@@ -7,6 +7,7 @@ what the student's function does on every case, and differs from the answer on t
 Where none does, hints.py looks for the one or the two that explain most of it, and for what can be
 said without knowing the function."""
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -257,18 +258,40 @@ def performed(function, cases):
     return [perform(function, case.inputs, case.grad) for case in cases]
 
 
-def find_mistake(blank, cases, outcomes, expected):
+class Known:
+    """What the answer and the known mistakes make of some cases: worked out when it is first asked
+    for, and once, however many versions are judged on these cases."""
+
+    def __init__(self, blank, cases):
+        self.blank, self.cases, self.mistaken = blank, cases, {}
+
+    @functools.cached_property
+    def expected(self):
+        return performed(getattr(load_answers(self.blank.file), self.blank.name), self.cases)
+
+    def of_mistake(self, j, i):
+        """What the known mistake number j makes of the case number i."""
+        if (j, i) not in self.mistaken:
+            function, case = self.blank.mistakes[j].function, self.cases[i]
+            self.mistaken[j, i] = perform(function, case.inputs, case.grad)
+        return self.mistaken[j, i]
+
+    @functools.cached_property
+    def facets(self):
+        from . import hints  # what is right has no need of them
+        return hints.KnownFacets(self)
+
+
+def find_mistake(known, outcomes, wrong):
     """The one known mistake that does on every case what the student's function did."""
-    wrong = [bool(differ(*three, blank)) for three in zip(outcomes, expected, cases)]
-    order = sorted(range(len(cases)), key=lambda i: not wrong[i])  # those that tell come first
+    blank, cases = known.blank, known.cases
+    order = sorted(range(len(cases)), key=lambda i: i not in wrong)  # those that tell come first
 
-    def is_it(mistake):
-        return not any(differ(
-            outcomes[i], perform(mistake.function, cases[i].inputs, cases[i].grad), cases[i], blank)
-            for i in order)
+    def is_it(j):
+        return not any(differ(outcomes[i], known.of_mistake(j, i), cases[i], blank) for i in order)
 
-    found = [mistake for mistake in blank.mistakes if is_it(mistake)] if sum(wrong) >= 2 else []
-    return found[0] if len(found) == 1 else None
+    found = [j for j in range(len(blank.mistakes)) if is_it(j)] if len(wrong) >= 2 else []
+    return blank.mistakes[found[0]] if len(found) == 1 else None
 
 
 def collect(blank, ask, seed=0):
@@ -292,12 +315,13 @@ def size(value):
     return value.numel() if isinstance(value, torch.Tensor) else 1
 
 
-def judge(blank, cases, outcomes, stopped):
-    """What `collect` found -> the Result."""
+def judge(blank, cases, outcomes, stopped, known=None):
+    """What `collect` found -> the Result. `known`: what is Known of these cases, where many
+    versions are judged on them."""
     if stopped and stopped["status"] == "not_started" and not outcomes:
         return Result(blank, "todo", total=len(cases))
-    expected = performed(getattr(load_answers(blank.file), blank.name), cases)
-    differences = [differ(*three, blank) for three in zip(outcomes, expected, cases)]
+    known = known or Known(blank, cases)
+    differences = [differ(*three, blank) for three in zip(outcomes, known.expected, cases)]
     result = Result(blank, "passed", total=len(cases), finished=not stopped, right=[
         case.note for case, difference in zip(cases, differences) if not difference])
     wrong = [i for i, difference in enumerate(differences) if difference]
@@ -307,10 +331,10 @@ def judge(blank, cases, outcomes, stopped):
         result.status, result.case, result.difference = "wrong", cases[shown], differences[shown]
         result.printed = outcomes[shown].get("printed", "")
         if not stopped:
-            result.mistake = find_mistake(blank, cases, outcomes, expected)
+            result.mistake = find_mistake(known, outcomes, wrong)
             if not result.mistake:
-                from . import hints  # what is right has no need of them
-                hints.fill_in(result, cases, outcomes, expected, differences)
+                from . import hints
+                hints.fill_in(result, known, outcomes, differences)
         if outcomes[shown]["status"] == "raised" and not result.mistake:
             result.status = "crashed"
     elif stopped:
