@@ -100,9 +100,11 @@ def test_a_folder_belongs_to_one_process(chain):
     first = start(chain.folder, [REPO / LESSONS[2], *flags(SMALL[2]), *endless])
     folder = chain.runs / "mine"
     wait_for(lambda: (folder / "checkpoint-2").exists())
+    os.kill(first.pid, signal.SIGSTOP)  # it goes on when the others have tried; they need the core
     for option in "--resume", "--overwrite", "--seed=1":
         assert_one_line(run(chain.folder, 2, "--run_name=mine", option, small=False), "mine",
                         "in use")
+    os.kill(first.pid, signal.SIGCONT)
     assert first.is_alive() and json.loads((folder / "config.json").read_text())["seed"] == 0
     os.kill(first.pid, signal.SIGKILL)
     finish(first)

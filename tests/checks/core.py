@@ -47,14 +47,14 @@ class Case:
     corner: bool = False  # says little by itself: shown only where no other case fails
 
 
-@dataclass
+@dataclass(eq=False)  # one is like no other: it can be a key
 class Mistake:
     name: str
     question: str  # the hint
     function: Callable
 
 
-@dataclass
+@dataclass(eq=False)  # one is like no other: it can be a key
 class Blank:
     """One function to fill in, and everything that checks it."""
 
@@ -77,8 +77,8 @@ class Blank:
 @dataclass
 class Difference:
     what: str  # the property that broke
-    yours: str = ""
-    expected: str = ""
+    yours: Any = ""
+    expected: Any = ""
     entries: list = field(default_factory=list)  # the first that differ: (index, yours, expected)
     hint: str = BY_HAND
 
@@ -116,16 +116,16 @@ def compare(yours, expected, rtol, atol, where="the result", outputs=()):
     """-> None, or the first Difference between two values. `outputs`: what the parts of a tuple
     are called."""
     if kind(yours) != kind(expected):
-        return Difference(f"{where} should be of type {kind(expected)}", show(yours),
-                          show(expected), hint=RETURNS_NOTHING if yours is None else SHAPES)
+        return Difference(f"{where} should be of type {kind(expected)}", Shown(yours),
+                          Shown(expected), hint=RETURNS_NOTHING if yours is None else SHAPES)
     if isinstance(expected, dict):
         if yours.keys() != expected.keys():
-            return Difference(f"{where} should have other keys", show(list(yours)),
-                              show(list(expected)), hint=SHAPES)
+            return Difference(f"{where} should have other keys", Shown(list(yours)),
+                              Shown(list(expected)), hint=SHAPES)
         parts = [(f'{where}["{key}"]', yours[key], expected[key]) for key in expected]
     elif isinstance(expected, (tuple, list)):
         if len(yours) != len(expected):
-            return Difference(f"{where} has the wrong length", show(yours), show(expected),
+            return Difference(f"{where} has the wrong length", Shown(yours), Shown(expected),
                               hint=SHAPES if isinstance(expected, tuple) else BY_HAND)
         names = [f'the output "{name}"' for name in outputs] or [
             f"{where}, entry {i}," for i in range(len(expected))]
@@ -138,11 +138,11 @@ def compare(yours, expected, rtol, atol, where="the result", outputs=()):
         return None if close else Difference(f"{where} has the wrong value", yours, expected)
     else:
         return None if yours == expected else Difference(
-            f"{where} has the wrong value", show(yours), show(expected))
+            f"{where} has the wrong value", Shown(yours), Shown(expected))
     differences = (compare(a, b, rtol, atol, name) for name, a, b in parts)
     found = next((difference for difference in differences if difference), None)
     if found and isinstance(expected, list):  # one entry says little without its neighbours
-        found.yours, found.expected = show(yours), show(expected)
+        found.yours, found.expected = Shown(yours), Shown(expected)
     return found
 
 
@@ -163,7 +163,7 @@ def compare_tensors(yours, expected, rtol, atol, where):
     is_large = expected.numel() > LARGE  # three entries then stand for all
     entries = [(place, number(yours[tuple(place)]), number(expected[tuple(place)]))
                for place in wrong.nonzero()[:3 if is_large else 1].tolist()]
-    shown = () if is_large else (show(yours), show(expected))
+    shown = () if is_large else (Shown(yours), Shown(expected))
     return Difference(f"{where} {problem}", *shown, entries=entries)
 
 
@@ -234,6 +234,16 @@ def same(a, b):
     return a == b or (a != a and b != b)
 
 
+class Shown:
+    """A value, printed as `show` does when somebody reads it: most differences nobody does."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __str__(self):
+        return show(self.value)
+
+
 def show(value):
     """A value as the report prints it."""
     if isinstance(value, torch.Tensor) and value.numel() > LARGE:
@@ -280,6 +290,12 @@ class Known:
     def facets(self):
         from . import hints  # what is right has no need of them
         return hints.KnownFacets(self)
+
+
+@functools.lru_cache(maxsize=32)  # all blanks of one seed
+def known_of(blank, seed):
+    """What is known of a blank's cases: for who judges many versions with one seed."""
+    return Known(blank, blank.cases(seed))
 
 
 def find_mistake(known, outcomes, wrong):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from checks import BLANKS, RUNS
 from checks.client import LockedWorker
-from checks.core import (CASE_SECONDS, ROOT, Known, Result, collect, judge, judge_run, report,
-                         same)
+from checks.core import (CASE_SECONDS, ROOT, Result, collect, judge, judge_run, known_of,
+                         report, same)
 
 POINTS = json.loads((ROOT / "tests" / "points.json").read_text("utf-8"))
 FULL_POINTS = sum(sum(points.values()) for points in POINTS.values())
@@ -72,8 +72,8 @@ def examine(submission, nursery=None):
 def grade(submission, examined, answers_runs):
     """Judge what `examine` found. -> a Grade."""
     seed, protections, collected, runs = examined
-    results = [judge(blank, *parts, known)
-               for blank, parts, known in zip(BLANKS, collected, known_of(seed))]
+    results = [judge(blank, *parts, known_of(blank, seed))
+               for blank, parts in zip(BLANKS, collected)]
     for run, outcome in zip(RUNS, runs):
         blanks = [result for result in results if result.blank.file == run.file]
         results.append(judge_run(run, outcome, answers_runs[run.file])
@@ -84,12 +84,6 @@ def grade(submission, examined, answers_runs):
     return Grade(submission.name, state_of(submission), seed, protections, list(submission.notes),
                  [as_check(result) for result in results],
                  late=any(end["status"] == "timeout" for end in ends))
-
-
-@functools.lru_cache(maxsize=1)
-def known_of(seed):
-    """Of each blank what is known of its cases."""
-    return [Known(blank, blank.cases(seed)) for blank in BLANKS]
 
 
 def failed(submission, error):
