@@ -104,6 +104,19 @@ def test_all_of_it_takes_a_second():
             assert not any(title == "no hint" for title, _ in result.remarks), report(result)
 
 
+@pytest.mark.filterwarnings("ignore:std")
+def test_who_was_judged_before_makes_no_difference():
+    """What is known of the cases is shared by all who are judged on them."""
+    for name in "compute_gae", "masked_whiten":
+        blank, slips = BLANK[name], [one for one in versions(SINGLE + DOUBLE, ANSWER)
+                                     if one[0] == name]
+        assert len(slips) >= 3
+        shared = core.Known(blank, blank.cases(3))
+        for *_, function in [*slips, *slips[:1]]:
+            found = collect(blank, lambda request: Here(function).ask(request, 0), 3)
+            assert report(judge(blank, *found, shared)) == report(judge(blank, *found))
+
+
 def test_of_a_right_version_no_mistake_is_performed(monkeypatch):
     def refuse(*_):
         raise AssertionError("this costs time")

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,8 +88,9 @@ def in_child(command, folder, output, stdin, env, stop):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_processes(tmp_path_factory):
-    """No internet, no GPU, one thread; and a process with the imports done, to fork from."""
+def quick_processes(request, tmp_path_factory):
+    """No internet, no GPU, one thread; and a process with the imports done, to fork from. The chain
+    begins at once, beside the first tests."""
     home = tmp_path_factory.mktemp("home")
     os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=str(home), CUDA_VISIBLE_DEVICES="",
                       OMP_NUM_THREADS="1", PYTHONUTF8="1")
@@ -99,6 +101,8 @@ def quick_processes(tmp_path_factory):
              "tensorboard.backend.event_processing.event_accumulator", "accelerate.hooks",
              "transformers.generation.utils", "transformers.hf_argparser"])
         multiprocessing.forkserver.ensure_running()
+    if not CHAINS and any("chain" in test.fixturenames for test in request.session.items):
+        CHAINS.append(BESIDE.submit(make_chain, tmp_path_factory.mktemp("chain")))
 
 
 def start(folder, command, stdin="", env=(), stop=None, logs=None):
@@ -213,15 +217,13 @@ def without_bar(text):
 # ---- The chain: one command makes what it needs -------------------------------------------------
 
 
+CHAINS = []  # one for all files of tests that import this
+BESIDE = ThreadPoolExecutor(1)
+
+
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory):
-    """One for all files of tests that import this."""
-    if not CHAINS:
-        CHAINS.append(make_chain(tmp_path_factory.mktemp("chain")))
-    return CHAINS[0]
-
-
-CHAINS = []
+def chain(quick_processes):
+    return CHAINS[0].result()
 
 
 def make_chain(folder):
@@ -403,7 +405,7 @@ def command_to_go_on(done):
     return shlex.split(done.err.split("To go on: python ")[1].splitlines()[0])
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(chain, number):
     name = f"stopped{number}"
     stopped = run(chain.folder, number, f"--run_name={name}", "--overwrite",
@@ -427,6 +429,7 @@ def f(prompts, responses, **columns):
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_grpo_run_with_a_reward_of_ones_own_goes_on(chain):
     (chain.folder / "my_rewards.py").write_text(LETTERS)
     own = ["--reward=my_rewards.py:f", "--max_new_tokens=6", "--overwrite"]

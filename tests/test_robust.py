@@ -96,15 +96,14 @@ def test_overwrite_waits_until_training_begins(chain, tmp_path):
 
 def test_a_folder_belongs_to_one_process(chain):
     """While a run goes on, no other of its name begins or resumes; killed, it leaves no lock."""
-    endless = ["--run_name=mine", "--steps=100000", "--save_every=2", "--overwrite"]
-    first = start(chain.folder, [REPO / LESSONS[2], *flags(SMALL[2]), *endless])
+    long = ["--run_name=mine", "--steps=100000", "--save_every=2", "--overwrite"]
+    first = start(chain.folder, [REPO / LESSONS[2], *flags(SMALL[2]), *long],
+                  stop=(signal.SIGSTOP, 3))
     folder = chain.runs / "mine"
     wait_for(lambda: (folder / "checkpoint-2").exists())
-    os.kill(first.pid, signal.SIGSTOP)  # it goes on when the others have tried; they need the core
     for option in "--resume", "--overwrite", "--seed=1":
         assert_one_line(run(chain.folder, 2, "--run_name=mine", option, small=False), "mine",
                         "in use")
-    os.kill(first.pid, signal.SIGCONT)
     assert first.is_alive() and json.loads((folder / "config.json").read_text())["seed"] == 0
     os.kill(first.pid, signal.SIGKILL)
     finish(first)
@@ -318,6 +317,7 @@ def f(prompts, responses, **columns):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(chain):
     """No file may grow beyond 100 kB: a stand-in for a full disk."""
     rewards = chain.folder / "full.py"

@@ -371,7 +371,7 @@ def judge_in_worker(blank, worker, seed=0):
     def ask(request):
         return worker.ask(request, CASE_SECONDS)
 
-    result = judge(blank, *collect(blank, ask, seed))
+    result = judge(blank, *collect(blank, ask, seed), known_of(blank, seed))
     if result.status == "wrong" and result.finished:
         from . import hints
         hints.ask_more(result, ask, seed)
