@@ -152,7 +152,8 @@ def test_an_endless_loop_is_a_verdict_and_the_next_blank_has_its_own(student):
     assert "conftest.py" not in done.out and "Traceback" not in done.out, "pytest's internals"
 
 
-@pytest.mark.parametrize("hint", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("hint", [1, 2, 3])
 def test_a_known_mistake_gets_its_hint_and_more_on_request(student, hint):
     student.write("ex2_reward", last_token_index=MIXED["last_token_index"])
     done = student.pytest("last_token_index", f"--hint={hint}")

@@ -442,6 +442,7 @@ def test_an_interrupted_grpo_run_with_a_reward_of_ones_own_goes_on(chain):
     assert weights(chain.runs / "letters") != weights(chain.runs / "sft")
 
 
+@pytest.mark.slow
 def test_lesson_1_goes_on_from_within_the_base_model_and_from_within_the_tuning(chain, tmp_path):
     (tmp_path / "a b").mkdir()
     stopped = run(tmp_path, 1, "--runs_dir=a b/runs", stop=(signal.SIGINT, 2))  # of 4 base steps

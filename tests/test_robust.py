@@ -96,7 +96,7 @@ def test_overwrite_waits_until_training_begins(chain, tmp_path):
 
 def test_a_folder_belongs_to_one_process(chain):
     """While a run goes on, no other of its name begins or resumes; killed, it leaves no lock."""
-    long = ["--run_name=mine", "--steps=100000", "--save_every=2", "--overwrite"]
+    long = ["--run_name=mine", "--steps=50", "--save_every=2", "--overwrite"]
     first = start(chain.folder, [REPO / LESSONS[2], *flags(SMALL[2]), *long],
                   stop=(signal.SIGSTOP, 3))
     folder = chain.runs / "mine"
@@ -629,6 +629,7 @@ def test_a_students_file_that_does_not_load_is_said(student, chain, text, words)
     assert_one_line(run_student(student, chain), *words)
 
 
+@pytest.mark.slow
 def test_a_blank_may_be_any_callable_and_nan_is_named(student, chain):
     path = student / "exercises" / "ex3_ppo.py"
     text = path.read_text()
