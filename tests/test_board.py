@@ -5,11 +5,21 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from checks import BLANKS, FILES
 from conftest import ROOT
 from make_exercises import functions, make_stubs
+from test_lessons import finish, in_child, quick_processes, start
+
+USED = in_child, quick_processes  # a fixture, and what a forked process looks up here
+
+
+def run_pytest(logs, *arguments):
+    """pytest, in a process of its own that has the imports done already."""
+    command = [Path(pytest.__file__).parent / "__main__.py", *arguments]
+    return finish(start(ROOT, command, logs=logs))
 
 
 @pytest.fixture
@@ -27,10 +37,8 @@ def student(tmp_path):
             (tmp_path / f"{file}.py").write_text(text, encoding="utf-8")
 
         def pytest(self, *arguments):
-            return subprocess.run(
-                [sys.executable, "-m", "pytest", "-k", *arguments, f"--exercises={tmp_path}", "-o",
-                 f"cache_dir={tmp_path / 'cache'}"], cwd=ROOT, capture_output=True, text=True,
-                env={**os.environ, "PYTHONUTF8": "1"})
+            return run_pytest(tmp_path, "-k", *arguments, f"--exercises={tmp_path}", "-o",
+                              f"cache_dir={tmp_path / 'cache'}")
 
     student = Student()
     for file in FILES:
@@ -40,13 +48,13 @@ def student(tmp_path):
 
 def test_nothing_begun_is_green_and_says_what_is_next(student):
     done = student.pytest("ex2")
-    assert done.returncode == 0, done.stdout
-    assert "0 of 30 done." in done.stdout
+    assert done.code == 0, done.out
+    assert "0 of 30 done." in done.out
     assert "Next: fill in last_token_index in exercises/ex2_reward.py, then " \
-           "pytest -k last_token_index" in done.stdout
-    assert re.search(r"^ex2_reward +\. last_token_index  \. pool_scores ", done.stdout, re.M)
-    assert "6 todo" in done.stdout and "Error" not in done.stdout and "passed" not in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("Next: ")
+           "pytest -k last_token_index" in done.out
+    assert re.search(r"^ex2_reward +\. last_token_index  \. pool_scores ", done.out, re.M)
+    assert "6 todo" in done.out and "Error" not in done.out and "passed" not in done.out
+    assert done.out.splitlines()[-1].startswith("Next: ")
 
 
 @pytest.mark.slow
@@ -54,7 +62,7 @@ def test_what_the_function_printed_is_shown(student):
     """Its last twenty lines, in the case that is shown; a loop that prints is no flood."""
     body = "for i in range(3000):\n        print('line', i)\n    return chosen * 0"
     student.write("ex2_reward", preference_probability=body)
-    seen = student.pytest("preference_probability").stdout
+    seen = student.pytest("preference_probability").out
     assert re.findall(r"line (\d+)$", seen, re.M) == [str(i) for i in range(2980, 3000)]
     assert re.search(r"^  you printed     line 2980$", seen, re.M)
 
@@ -62,33 +70,31 @@ def test_what_the_function_printed_is_shown(student):
 @pytest.mark.slow
 def test_what_was_done_before_is_kept(student):
     student.write("ex2_reward", preference_probability=MIXED["preference_probability"])
-    assert "1 of 30 done." in student.pytest("preference_probability").stdout
+    assert "1 of 30 done." in student.pytest("preference_probability").out
     student.write("ex1_sft", corpus_perplexity="return batch_losses * nan")
-    done = student.pytest("corpus_perplexity").stdout
+    done = student.pytest("corpus_perplexity").out
     assert "x corpus_perplexity" in done and "preference_probability" not in done
     assert "1 of 30 done." in done
     student.write("ex2_reward", preference_probability="return 0")
-    assert "0 of 30 done." in student.pytest("ex2").stdout
+    assert "0 of 30 done." in student.pytest("ex2").out
 
 
-def test_a_selection_of_exercises_collects_nothing_else(student):
+def test_a_selection_of_exercises_collects_nothing_else(tmp_path):
     for selection in (["-k", "ex1 or (ex3 and not training_run)"],
                       ["exercises", "-k", "aggregate_loss"]):
-        done = subprocess.run([sys.executable, "-m", "pytest", *selection, "--collect-only"],
-                              cwd=ROOT, capture_output=True, text=True)
-        tests = [line for line in done.stdout.splitlines() if "::" in line]
-        assert tests and all("::test_exercise" in test for test in tests), done.stdout
+        done = run_pytest(tmp_path, *selection, "--collect-only")
+        tests = [line for line in done.out.splitlines() if "::" in line]
+        assert tests and all("::test_exercise" in test for test in tests), done.out
     assert len(tests) == 1
 
 
 @pytest.mark.slow
-def test_other_selections_collect_the_courses_own_tests():
+def test_other_selections_collect_the_courses_own_tests(tmp_path):
     for selection, words in ((["-k", "kl_penalty or entropy"], "test_maths.py"),
                              (["-k", "board"], "test_board.py"),
                              (["tests/test_answers.py"], "[ex1")):
-        done = subprocess.run([sys.executable, "-m", "pytest", *selection, "--collect-only"],
-                              cwd=ROOT, capture_output=True, text=True)
-        assert words in done.stdout, done.stdout
+        done = run_pytest(tmp_path, *selection, "--collect-only")
+        assert words in done.out, done.out
 
 
 @pytest.mark.slow
@@ -117,7 +123,7 @@ def test_watch_checks_again_when_a_file_is_saved(student):
 
 MIXED = dict(
     last_token_index="return attention_mask.sum(dim=1) - 1",
-    pool_scores="while True:\n        pass",
+    pool_scores="return token_scores[5000]",
     preference_probability="return torch.sigmoid(chosen - rejected)",
     pairwise_loss="return chosen.mean() * 0",
     preference_accuracy="import os\n    os._exit(0)")
@@ -126,22 +132,32 @@ MIXED = dict(
 def test_each_blank_has_a_verdict_of_its_own(student):
     student.write("ex2_reward", **MIXED)
     done = student.pytest("ex2")
-    assert done.returncode == 1
-    assert "x last_token_index  x pool_scores  + preference_probability" in done.stdout
-    assert re.search(r"x pairwise_loss\s+x preference_accuracy\s+\. training_run", done.stdout)
-    assert "1 of 30 done." in done.stdout
-    assert "Next: mend last_token_index" in done.stdout
-    assert "ex2_reward.pool_scores: no answer within" in done.stdout
-    assert "ex2_reward.preference_accuracy: the process ended" in done.stdout
-    assert "again: pytest -k pairwise_loss" in done.stdout
-    assert "conftest.py" not in done.stdout and "Traceback" not in done.stdout, "pytest's internals"
+    assert done.code == 1
+    assert "x last_token_index  x pool_scores  + preference_probability" in done.out
+    assert re.search(r"x pairwise_loss\s+x preference_accuracy\s+\. training_run", done.out)
+    assert "1 of 30 done." in done.out
+    assert "Next: mend last_token_index" in done.out
+    assert "ex2_reward.pool_scores: it raises an exception" in done.out
+    assert "ex2_reward.preference_accuracy: the process ended" in done.out
+    assert "again: pytest -k pairwise_loss" in done.out
+    assert "conftest.py" not in done.out and "Traceback" not in done.out, "pytest's internals"
 
 
-@pytest.mark.parametrize("hint", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
+@pytest.mark.slow
+def test_an_endless_loop_is_a_verdict_and_the_next_blank_has_its_own(student):
+    student.write("ex2_reward", **{**MIXED, "pool_scores": "while True:\n        pass"})
+    done = student.pytest("ex2")
+    assert "x last_token_index  x pool_scores  + preference_probability" in done.out
+    assert "ex2_reward.pool_scores: no answer within" in done.out
+    assert "conftest.py" not in done.out and "Traceback" not in done.out, "pytest's internals"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hint", [1, 2, 3])
 def test_a_known_mistake_gets_its_hint_and_more_on_request(student, hint):
     student.write("ex2_reward", last_token_index=MIXED["last_token_index"])
     done = student.pytest("last_token_index", f"--hint={hint}")
-    report = done.stdout
+    report = done.out
     assert "hint: " in report and report.count("?") >= 1
     assert ("formula: " in report, "place: " in report) == (hint >= 2, hint >= 3)
     assert ("yours " in report, "expected " in report) == (True, True)
@@ -158,12 +174,13 @@ def telling_lines():
     return {line for line in lines if len(line) >= 15}
 
 
-@pytest.mark.parametrize("hint", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("hint", [1, 2, 3])
 def test_the_answer_is_never_printed(student, hint):
     """--hint 3 has all that the lower ones have, and says where the answer is, not what."""
     for file in FILES:
         student.write(file, **{blank.name: "return None" for blank in BLANKS if blank.file == file})
-    seen = student.pytest("ex", f"--hint={hint}").stdout
+    seen = student.pytest("ex", f"--hint={hint}").out
     lines = telling_lines()
     assert len(lines) >= 80, "too few to tell"
     assert seen.count("again: pytest -k") >= len(BLANKS), "every blank has a report"
@@ -182,19 +199,19 @@ def test_a_stub_that_another_blank_calls_is_named(student):
     student.write("ex2_reward", pool_scores="return token_scores.gather(1, "
                   "last_token_index(attention_mask).unsqueeze(1)).squeeze(1)")
     done = student.pytest("pool_scores")
-    assert done.returncode == 1
-    assert "it calls last_token_index, which is still a stub" in done.stdout
-    assert not re.search("^  (case|right so far)", done.stdout, re.M), "no case is to blame"
+    assert done.code == 1
+    assert "it calls last_token_index, which is still a stub" in done.out
+    assert not re.search("^  (case|right so far)", done.out, re.M), "no case is to blame"
 
 
 @pytest.mark.slow
 def test_a_file_that_does_not_load_says_where(student):
     student.write("ex2_reward", pool_scores="return (")
     done = student.pytest("pool_scores")
-    assert done.returncode == 1
-    assert "ex2_reward.pool_scores: ex2_reward.py does not load: " in done.stdout
-    assert "SyntaxError" in done.stdout
-    assert not re.search("^  (case|right so far)", done.stdout, re.M), "no case is to blame"
+    assert done.code == 1
+    assert "ex2_reward.pool_scores: ex2_reward.py does not load: " in done.out
+    assert "SyntaxError" in done.out
+    assert not re.search("^  (case|right so far)", done.out, re.M), "no case is to blame"
 
 
 @pytest.mark.slow
@@ -202,5 +219,5 @@ def test_who_is_done_is_sent_to_train(student):
     text = (ROOT / "answers" / "ex2_reward.py").read_text("utf-8")
     (student.folder / "ex2_reward.py").write_text(text, encoding="utf-8")
     done = student.pytest("ex2")
-    assert done.returncode == 0 and "6 of 30 done." in done.stdout, done.stdout
-    assert "Next: train with them: python lesson2_reward.py --exercise" in done.stdout
+    assert done.code == 0 and "6 of 30 done." in done.out, done.out
+    assert "Next: train with them: python lesson2_reward.py --exercise" in done.out

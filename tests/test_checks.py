@@ -2,12 +2,13 @@
 hand, every known mistake is caught and named, and right but unusual versions pass."""
 
 import doctest
+import functools
 import inspect
 
 import pytest
 import torch
 from checks import BLANKS, RUNS, core
-from checks.core import Blank, collect, compare, judge, load_answers, report
+from checks.core import Blank, collect, compare, judge, known_of, load_answers, report
 from perform import perform
 
 # A seed for a student's pytest, and more for pytest -m slow: graders draw a new one every time.
@@ -30,6 +31,7 @@ each_right = pytest.mark.parametrize(
     "blank, name", [(blank, name) for blank in BLANKS for name in blank.right], ids=as_id)
 
 
+@functools.cache
 def answer(blank):
     return getattr(load_answers(blank.file), blank.name)
 
@@ -38,7 +40,7 @@ def judge_here(blank, function, seed=0):
     """The Result of a function, without a worker."""
     def ask(request):
         return perform(function, request["inputs"], request["grad"])
-    return judge(blank, *collect(blank, ask, seed))
+    return judge(blank, *collect(blank, ask, seed), known_of(blank, seed))
 
 
 @each_seed
@@ -113,11 +115,17 @@ def test_a_blank_has_two_mistakes_and_an_unusual_right_version(blank):
     assert len({case.note for case in blank.cases(0)}) == len(blank.cases(0))
 
 
+@functools.lru_cache(maxsize=1000)  # more than there are
+def judged(blank, mistake, seed):
+    """The Result of a known mistake. Two tests look at it."""
+    return judge_here(blank, mistake.function, seed)
+
+
 @each_seed
 @each_mistake
 def test_a_known_mistake_is_caught_and_named(blank, mistake, seeds):
     for seed in seeds:
-        result = judge_here(blank, mistake.function, seed)
+        result = judged(blank, mistake, seed)
         assert result.status == "wrong"
         assert result.mistake is mistake, (result.mistake, result.difference)
         assert mistake.question in report(result)
@@ -234,13 +242,14 @@ def numbers_in(value):
 def test_the_case_that_is_shown_is_the_smallest_that_fails(blank):
     """Of equally small ones, the first. One whose values differ comes before one whose gradients
     alone do."""
-    for mistake in blank.mistakes:
-        result = judge_here(blank, mistake.function)
-        failing = [case for case in blank.cases(0) if case.note not in result.right]
-        by_values = [case for case in failing if core.differ(
-            *(perform(one, case.inputs, case.grad) for one in (mistake.function, answer(blank))),
-            case, blank).hint != core.GRADIENT]
-        failing = by_values or failing
+    known = known_of(blank, 0)
+    for j, mistake in enumerate(blank.mistakes):
+        result = judged(blank, mistake, 0)
+        wrong = [i for i, case in enumerate(known.cases) if case.note not in result.right]
+        by_values = [i for i in wrong if core.differ(
+            known.of_mistake(j, i), known.expected[i], known.cases[i], blank
+        ).hint != core.GRADIENT]
+        failing = [known.cases[i] for i in by_values or wrong]
         sizes = [(case.corner, numbers_in(list(case.inputs.values()))) for case in failing]
         assert result.case.note == failing[sizes.index(min(sizes))].note, mistake.name
 
@@ -284,7 +293,7 @@ def test_several_outputs_have_the_names_of_the_docstring(blank):
 
 def test_of_a_list_all_is_shown():
     found = compare([5, 6, 7], [5, -100, 7], 0, 0)
-    assert (found.yours, found.expected) == ("[5, 6, 7]", "[5, -100, 7]")
+    assert (str(found.yours), str(found.expected)) == ("[5, 6, 7]", "[5, -100, 7]")
     assert found.what == "the result, entry 1, has the wrong value"
 
 

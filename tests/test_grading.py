@@ -265,6 +265,16 @@ def test_every_blank_has_cases_that_are_drawn():
     assert not few and set(examine.drawn_cases()) == set(map(str, BLANKS))
 
 
+@needs_linux
+def test_one_seed_for_a_cohort_and_a_new_one_for_every_run_of_the_command(graded):
+    assert {grade.seed for grade in graded[1].values()} == {examine.SEED}
+    code = "from grading import examine\nprint(examine.SEED)"
+    path = os.pathsep.join(str(ROOT / "tests" / name) for name in ("", "worker"))
+    others = {int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                                 env={**os.environ, "PYTHONPATH": path}).stdout) for _ in range(2)}
+    assert len(others | {examine.SEED}) == 3
+
+
 @pytest.mark.parametrize("constant", [0.0, 1.0, True, "", None])
 def test_a_constant_earns_nothing(constant):
     from perform import perform

@@ -15,7 +15,8 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent / "fixtures")]
 
 from checks import BLANKS, core, hints  # noqa: E402
-from checks.core import collect, judge, judge_in_worker, load_answers, report  # noqa: E402
+from checks.core import (  # noqa: E402
+    collect, judge, judge_in_worker, known_of, load_answers, report)
 from natural_mistakes import DOUBLE, SINGLE, versions  # noqa: E402
 from perform import perform  # noqa: E402
 
@@ -35,7 +36,8 @@ class Here:
 
 def judge_here(blank, function, seed=0):
     """The Result of a function, without a worker and without a smaller case."""
-    return judge(blank, *collect(blank, lambda request: Here(function).ask(request, 0), seed))
+    return judge(blank, *collect(blank, lambda request: Here(function).ask(request, 0), seed),
+                 known_of(blank, seed))
 
 
 # ---- Mistakes that nobody tuned the checks to ---------------------------------------------------
@@ -95,10 +97,24 @@ def test_all_of_it_takes_a_second():
     """Of computing, for the slowest; three here, for a slow machine."""
     for text in SINGLE, DOUBLE:
         for name, slip, _, function in versions(text, ANSWER):
+            known_of.cache_clear()  # as for a student, whose version is the only one
             begun = time.process_time()
             result = judge_here(BLANK[name], function)
             assert time.process_time() - begun < 3, (name, slip)
             assert not any(title == "no hint" for title, _ in result.remarks), report(result)
+
+
+@pytest.mark.filterwarnings("ignore:std")
+def test_who_was_judged_before_makes_no_difference():
+    """What is known of the cases is shared by all who are judged on them."""
+    for name in "compute_gae", "masked_whiten":
+        blank, slips = BLANK[name], [one for one in versions(SINGLE + DOUBLE, ANSWER)
+                                     if one[0] == name]
+        assert len(slips) >= 3
+        shared = core.Known(blank, blank.cases(3))
+        for *_, function in [*slips, *slips[:1]]:
+            found = collect(blank, lambda request: Here(function).ask(request, 0), 3)
+            assert report(judge(blank, *found, shared)) == report(judge(blank, *found))
 
 
 def test_of_a_right_version_no_mistake_is_performed(monkeypatch):

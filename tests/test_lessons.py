@@ -1,8 +1,8 @@
 """Every lesson as a student runs it: a process of its own, in a folder of its own, small numbers.
 
-The `chain` runs the four lessons once as plain commands, and many tests look at what it left. A
-plain command imports for six seconds before it does anything, so the other tests fork theirs from
-a process that has the imports done.
+The `chain` runs the four lessons once, and many tests look at what it left. A plain command imports
+for six seconds before it does anything, so the tests fork theirs from a process that has the
+imports done. What a lesson starts itself is a plain command: lessons 2 and 1 of the chain.
 """
 
 import json
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,8 +88,9 @@ def in_child(command, folder, output, stdin, env, stop):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_processes(tmp_path_factory):
-    """No internet, no GPU, one thread; and a process with the imports done, to fork from."""
+def quick_processes(request, tmp_path_factory):
+    """No internet, no GPU, one thread; and a process with the imports done, to fork from. The chain
+    begins at once, beside the first tests."""
     home = tmp_path_factory.mktemp("home")
     os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=str(home), CUDA_VISIBLE_DEVICES="",
                       OMP_NUM_THREADS="1", PYTHONUTF8="1")
@@ -99,11 +101,13 @@ def quick_processes(tmp_path_factory):
              "tensorboard.backend.event_processing.event_accumulator", "accelerate.hooks",
              "transformers.generation.utils", "transformers.hf_argparser"])
         multiprocessing.forkserver.ensure_running()
+    if not CHAINS and any("chain" in test.fixturenames for test in request.session.items):
+        CHAINS.append(BESIDE.submit(make_chain, tmp_path_factory.mktemp("chain")))
 
 
-def start(folder, command, stdin="", env=(), stop=None):
-    """A running process; `finish` waits for it."""
-    logs = Path(folder).resolve().parent / f"{Path(folder).name}-output"
+def start(folder, command, stdin="", env=(), stop=None, logs=None):
+    """A running process; `finish` waits for it. What it prints goes to a file in `logs`."""
+    logs = logs or Path(folder).resolve().parent / f"{Path(folder).name}-output"
     logs.mkdir(exist_ok=True)
     output = str(logs / str(len(list(logs.glob("*.2")))))
     Path(output + ".2").touch()
@@ -213,38 +217,32 @@ def without_bar(text):
 # ---- The chain: one command makes what it needs -------------------------------------------------
 
 
+CHAINS = []  # one for all files of tests that import this
+BESIDE = ThreadPoolExecutor(1)
+
+
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory):
-    """One for all files of tests that import this."""
-    if not CHAINS:
-        CHAINS.append(make_chain(tmp_path_factory.mktemp("chain")))
-    return CHAINS[0]
-
-
-CHAINS = []
+def chain(quick_processes):
+    return CHAINS[0].result()
 
 
 def make_chain(folder):
-    """Lesson 3 as the first command in a folder, and then lesson 4, as plain processes. The runs
+    """Lesson 3 as the first command in a folder, and lesson 4 as soon as it can begin. The runs
     that it finds begun (lessons 1 and 2) have small settings, or this would take minutes."""
     begin(folder, 1, **SMALL[1])
     begin(folder, 2, **SMALL[2])
 
-    def command(number, name):
-        return subprocess.Popen(
-            [sys.executable, REPO / LESSONS[number], *flags(SMALL[number])], cwd=folder,
-            stdout=open(folder / f"{name}.out", "w"), stderr=open(folder / f"{name}.err", "w"))
+    def command(number):
+        return start(folder, [REPO / LESSONS[number], *flags(SMALL[number])])
 
-    ppo = command(3, "ppo")
-    while ppo.poll() is None and not (folder / "runs" / "sft" / "model").is_dir():
+    first = command(3)
+    while first.is_alive() and not (folder / "runs" / "sft" / "model").is_dir():
         time.sleep(0.1)
-    grpo = command(4, "grpo")
-    codes = {"ppo": ppo.wait(600), "grpo": grpo.wait(600)}
-    for name in codes:
-        assert codes[name] == 0, (folder / f"{name}.err").read_text(encoding="utf-8")
-    return SimpleNamespace(folder=folder, runs=folder / "runs", **{
-        f"{name}_{kind}": (folder / f"{name}.{kind}").read_text(encoding="utf-8")
-        for name in codes for kind in ("out", "err")})
+    grpo, ppo = finish(command(4)), finish(first)
+    for done in ppo, grpo:
+        assert done.code == 0, done.err
+    return SimpleNamespace(folder=folder, runs=folder / "runs", ppo_out=ppo.out, ppo_err=ppo.err,
+                           grpo_out=grpo.out, grpo_err=grpo.err)
 
 
 def test_a_missing_input_is_named_and_made_by_its_lesson(chain):
@@ -407,7 +405,7 @@ def command_to_go_on(done):
     return shlex.split(done.err.split("To go on: python ")[1].splitlines()[0])
 
 
-@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(chain, number):
     name = f"stopped{number}"
     stopped = run(chain.folder, number, f"--run_name={name}", "--overwrite",
@@ -431,6 +429,7 @@ def f(prompts, responses, **columns):
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_grpo_run_with_a_reward_of_ones_own_goes_on(chain):
     (chain.folder / "my_rewards.py").write_text(LETTERS)
     own = ["--reward=my_rewards.py:f", "--max_new_tokens=6", "--overwrite"]
@@ -443,6 +442,7 @@ def test_an_interrupted_grpo_run_with_a_reward_of_ones_own_goes_on(chain):
     assert weights(chain.runs / "letters") != weights(chain.runs / "sft")
 
 
+@pytest.mark.slow
 def test_lesson_1_goes_on_from_within_the_base_model_and_from_within_the_tuning(chain, tmp_path):
     (tmp_path / "a b").mkdir()
     stopped = run(tmp_path, 1, "--runs_dir=a b/runs", stop=(signal.SIGINT, 2))  # of 4 base steps
@@ -749,14 +749,15 @@ def test_an_engine_that_would_be_ignored_is_refused(chain, engine):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", LESSONS)
 def test_what_a_run_does_not_use_it_does_not_import(chain, number):
-    """The tiny world is made of lists: the datasets library is for data of one's own."""
+    """The tiny world is made of lists: the datasets library is for data of one's own. Here each
+    lesson is a plain command, and none of its imports warns."""
     code = ("import runpy, sys\nsys.argv = sys.argv[1:]\n"
             "runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "assert 'transformers' in sys.modules and 'datasets' not in sys.modules")
     command = [sys.executable, "-c", code, str(REPO / LESSONS[number]), *flags(SMALL[number])]
     done = subprocess.run([*command, f"--run_name=lean_{number}"], cwd=chain.folder, text=True,
                           capture_output=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and without_bar(done.stderr) == [], done.stderr
 
 
 def test_trackers(chain):
@@ -876,22 +877,16 @@ def course(folder, number, body):
     ids=["lesson1", "lesson2", "lesson3", "lesson4, a function of lesson 3", "lesson4"])
 def test_exercise_trains_with_the_students_functions(
         chain, tmp_path, number, file, name, code, metric, value):
+    """And runs/base, which was made without --exercise, is taken as it is."""
+    before = weights(chain.runs / "base")
     lesson = course(tmp_path, number, (file, name, code))
+    small = flags({**SMALL[number], "eval_every": 9} if number == 4 else SMALL[number])
     run_name = f"--run_name=mine_{number}_{name}"
-    done = finish(start(chain.folder, [lesson, *flags(SMALL[number]), "--exercise", run_name]))
+    done = finish(start(chain.folder, [lesson, *small, "--exercise", run_name]))
     assert done.code == 0, done.err
     assert f"Your functions: {name}.\n" in done.out
     rows = metrics(chain.runs / f"mine_{number}_{name}")
     assert [row[metric] for row in rows] == pytest.approx([value] * len(rows))
-
-
-def test_exercise_leaves_the_base_model_to_the_lesson(chain, tmp_path):
-    """runs/base, which was made without --exercise, is taken as it is."""
-    before = weights(chain.runs / "base")
-    lesson = course(tmp_path, 1, ("ex1_sft", "sft_loss", "return 0 * logits.sum() + 4"))
-    done = finish(start(chain.folder, [lesson, *flags(SMALL[1]), "--exercise",
-                                       "--run_name=mine_base"]))
-    assert done.code == 0, done.err
     assert weights(chain.runs / "base") == before
     assert not (chain.runs / "base-1").exists()
 
@@ -1094,15 +1089,14 @@ def test_every_variant_runs(chain, number, arguments):
 
 
 def test_without_peft_an_adapter_is_refused_in_one_line(chain):
-    """A folder that hides the installed package, as if it were missing."""
-    (chain.folder / "hidden" / "peft").mkdir(parents=True)
-    (chain.folder / "hidden" / "peft" / "__init__.py").write_text("raise ImportError('no peft')")
+    (chain.folder / "hidden.py").write_text(
+        "import sys, runpy\n"
+        "sys.modules['peft'] = None  # the import fails, as if it were not installed\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n")
     before = listing(chain.runs)
-    done = subprocess.run(
-        [sys.executable, REPO / LESSONS[3], *flags(SMALL[3]), "--lora_rank=2"], cwd=chain.folder,
-        env={**os.environ, "PYTHONPATH": str(chain.folder / "hidden")}, text=True,
-        capture_output=True)
-    done.code, done.err = done.returncode, done.stderr
+    done = finish(start(chain.folder, [chain.folder / "hidden.py", REPO / LESSONS[3],
+                                       *flags(SMALL[3]), "--lora_rank=2"]))
     assert_one_line(done, "--lora_rank", "pip install peft")
     assert listing(chain.runs) == before
 
@@ -1211,14 +1205,13 @@ def test_launchers_start_two_processes(chain, launcher):
                          ["loss/pairwise", "loss/center", "accuracy/train", "grad_norm"])
 
 
-def test_processes_that_do_not_find_each_other_are_refused(chain):
+def test_processes_that_do_not_find_each_other_are_refused(chain, tmp_path):
     """As under a launcher with several processes on a machine whose only device is MPS."""
-    code = ("import sys, runpy, torch; from accelerate import Accelerator; Accelerator();"
-            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
-    done = subprocess.run([sys.executable, "-c", code, REPO / LESSONS[2], *flags(SMALL[2])],
-                          cwd=chain.folder, capture_output=True, text=True,
-                          env={**os.environ, "WORLD_SIZE": "2"})
-    done.code, done.err = done.returncode, done.stderr
+    (tmp_path / "alone.py").write_text(
+        "import sys, runpy, torch; from accelerate import Accelerator; Accelerator();"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    done = finish(start(chain.folder, [tmp_path / "alone.py", REPO / LESSONS[2], *flags(SMALL[2])],
+                        env={"WORLD_SIZE": "2"}))
     assert_one_line(done, "do not find each other")
 
 
@@ -1409,6 +1402,7 @@ def assert_parts_make_the_whole(runs, name, how):
         torch.testing.assert_close(*(state[key] for state in states), rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["pieces", "two"])
 @pytest.mark.parametrize("name", CASES)
 def test_pieces_and_processes_make_the_whole(parts, name, how):
@@ -1423,6 +1417,7 @@ def test_pieces_and_processes_make_the_whole_with_adapters(parts_with_adapters, 
     assert_parts_make_the_whole(parts_with_adapters, name, how)
 
 
+@pytest.mark.slow
 def test_the_cases_leave_a_process_without_a_row(parts):
     """In some step one group of six was dropped, so that minibatches have 5 rows: 4 and 1."""
     shares = [row["group/zero_std"] for row in metrics(parts / "grpo-token-whole")]

@@ -4,12 +4,13 @@ what the functions give today."""
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
 from picture import read_curves
+from test_lessons import finish, in_child, quick_processes, start
+
+USED = in_child, quick_processes  # a fixture, and what a forked process looks up here
 
 
 def write_run(folder, values):
@@ -40,14 +41,13 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, capsys, values, tag, words):
 
 def test_the_picture_is_drawn_or_says_what_it_needs(tmp_path):
     runs = [write_run(tmp_path / name, [float(i) for i in range(20)]) for name in ("ppo", "kl0")]
-    done = subprocess.run([sys.executable, ROOT / "tests/picture.py", *runs, "--out", "p.svg"],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = finish(start(tmp_path, [ROOT / "tests/picture.py", *runs, "--out", "p.svg"]))
     if importlib.util.find_spec("matplotlib"):
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
         assert "<svg" in (tmp_path / "p.svg").read_text()
     else:
-        assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert "pip install matplotlib" in done.stderr and not (tmp_path / "p.svg").exists()
+        assert done.code == 2 and done.err.count("\n") == 1
+        assert "pip install matplotlib" in done.err and not (tmp_path / "p.svg").exists()
 
 
 def parts(svg):
@@ -57,13 +57,12 @@ def parts(svg):
 
 def test_the_pictures_of_why_are_drawn_or_say_what_they_need(tmp_path):
     """By the release of matplotlib that drew what is stored, they are the same."""
-    done = subprocess.run([sys.executable, ROOT / "tests/why_pictures.py", "--out", tmp_path],
-                          capture_output=True, text=True)
+    done = finish(start(tmp_path, [ROOT / "tests/why_pictures.py", "--out", tmp_path]))
     if not importlib.util.find_spec("matplotlib"):
-        assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert "pip install matplotlib" in done.stderr and not list(tmp_path.iterdir())
+        assert done.code == 2 and done.err.count("\n") == 1
+        assert "pip install matplotlib" in done.err and not list(tmp_path.iterdir())
         return
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     stored = sorted((ROOT / "tests/pictures").glob("why_*.svg"))
     assert [path.name for path in stored] == sorted(path.name for path in tmp_path.iterdir())
     for path in stored:

@@ -96,8 +96,9 @@ def test_overwrite_waits_until_training_begins(chain, tmp_path):
 
 def test_a_folder_belongs_to_one_process(chain):
     """While a run goes on, no other of its name begins or resumes; killed, it leaves no lock."""
-    endless = ["--run_name=mine", "--steps=100000", "--save_every=2", "--overwrite"]
-    first = start(chain.folder, [REPO / LESSONS[2], *flags(SMALL[2]), *endless])
+    long = ["--run_name=mine", "--steps=50", "--save_every=2", "--overwrite"]
+    first = start(chain.folder, [REPO / LESSONS[2], *flags(SMALL[2]), *long],
+                  stop=(signal.SIGSTOP, 3))
     folder = chain.runs / "mine"
     wait_for(lambda: (folder / "checkpoint-2").exists())
     for option in "--resume", "--overwrite", "--seed=1":
@@ -316,6 +317,7 @@ def f(prompts, responses, **columns):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_once_there_is_room(chain):
     """No file may grow beyond 100 kB: a stand-in for a full disk."""
     rewards = chain.folder / "full.py"
@@ -627,6 +629,7 @@ def test_a_students_file_that_does_not_load_is_said(student, chain, text, words)
     assert_one_line(run_student(student, chain), *words)
 
 
+@pytest.mark.slow
 def test_a_blank_may_be_any_callable_and_nan_is_named(student, chain):
     path = student / "exercises" / "ex3_ppo.py"
     text = path.read_text()

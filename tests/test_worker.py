@@ -90,8 +90,9 @@ def ask(worker, function, file="ex", seconds=20):
 
 
 @pytest.mark.parametrize("function, status, words", [
-    ("dies", "crashed", "exit code 0"), ("leaves", "crashed", "exit code 1"),
-    ("crashes", "crashed", "exit code"), ("is_big", "tampered", "bytes"),
+    ("dies", "crashed", "exit code 0"), *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        ("leaves", "crashed", "exit code 1"), ("crashes", "crashed", "exit code"),
+        ("is_big", "tampered", "bytes"))),  # a new process each, which imports torch
     ("recurses", "raised", "RecursionError"), ("fails", "raised", "so it goes"),
     ("todo", "not_started", ""), ("calls_todo", "blocked", "todo"),
     ("not_implemented_elsewhere", "raised", "NotImplementedError"),

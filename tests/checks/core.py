@@ -7,6 +7,7 @@ what the student's function does on every case, and differs from the answer on t
 Where none does, hints.py looks for the one or the two that explain most of it, and for what can be
 said without knowing the function."""
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -46,14 +47,14 @@ class Case:
     corner: bool = False  # says little by itself: shown only where no other case fails
 
 
-@dataclass
+@dataclass(eq=False)  # one is like no other: it can be a key
 class Mistake:
     name: str
     question: str  # the hint
     function: Callable
 
 
-@dataclass
+@dataclass(eq=False)  # one is like no other: it can be a key
 class Blank:
     """One function to fill in, and everything that checks it."""
 
@@ -76,8 +77,8 @@ class Blank:
 @dataclass
 class Difference:
     what: str  # the property that broke
-    yours: str = ""
-    expected: str = ""
+    yours: Any = ""
+    expected: Any = ""
     entries: list = field(default_factory=list)  # the first that differ: (index, yours, expected)
     hint: str = BY_HAND
 
@@ -115,16 +116,16 @@ def compare(yours, expected, rtol, atol, where="the result", outputs=()):
     """-> None, or the first Difference between two values. `outputs`: what the parts of a tuple
     are called."""
     if kind(yours) != kind(expected):
-        return Difference(f"{where} should be of type {kind(expected)}", show(yours),
-                          show(expected), hint=RETURNS_NOTHING if yours is None else SHAPES)
+        return Difference(f"{where} should be of type {kind(expected)}", Shown(yours),
+                          Shown(expected), hint=RETURNS_NOTHING if yours is None else SHAPES)
     if isinstance(expected, dict):
         if yours.keys() != expected.keys():
-            return Difference(f"{where} should have other keys", show(list(yours)),
-                              show(list(expected)), hint=SHAPES)
+            return Difference(f"{where} should have other keys", Shown(list(yours)),
+                              Shown(list(expected)), hint=SHAPES)
         parts = [(f'{where}["{key}"]', yours[key], expected[key]) for key in expected]
     elif isinstance(expected, (tuple, list)):
         if len(yours) != len(expected):
-            return Difference(f"{where} has the wrong length", show(yours), show(expected),
+            return Difference(f"{where} has the wrong length", Shown(yours), Shown(expected),
                               hint=SHAPES if isinstance(expected, tuple) else BY_HAND)
         names = [f'the output "{name}"' for name in outputs] or [
             f"{where}, entry {i}," for i in range(len(expected))]
@@ -137,11 +138,11 @@ def compare(yours, expected, rtol, atol, where="the result", outputs=()):
         return None if close else Difference(f"{where} has the wrong value", yours, expected)
     else:
         return None if yours == expected else Difference(
-            f"{where} has the wrong value", show(yours), show(expected))
+            f"{where} has the wrong value", Shown(yours), Shown(expected))
     differences = (compare(a, b, rtol, atol, name) for name, a, b in parts)
     found = next((difference for difference in differences if difference), None)
     if found and isinstance(expected, list):  # one entry says little without its neighbours
-        found.yours, found.expected = show(yours), show(expected)
+        found.yours, found.expected = Shown(yours), Shown(expected)
     return found
 
 
@@ -162,7 +163,7 @@ def compare_tensors(yours, expected, rtol, atol, where):
     is_large = expected.numel() > LARGE  # three entries then stand for all
     entries = [(place, number(yours[tuple(place)]), number(expected[tuple(place)]))
                for place in wrong.nonzero()[:3 if is_large else 1].tolist()]
-    shown = () if is_large else (show(yours), show(expected))
+    shown = () if is_large else (Shown(yours), Shown(expected))
     return Difference(f"{where} {problem}", *shown, entries=entries)
 
 
@@ -233,6 +234,16 @@ def same(a, b):
     return a == b or (a != a and b != b)
 
 
+class Shown:
+    """A value, printed as `show` does when somebody reads it: most differences nobody does."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __str__(self):
+        return show(self.value)
+
+
 def show(value):
     """A value as the report prints it."""
     if isinstance(value, torch.Tensor) and value.numel() > LARGE:
@@ -257,18 +268,46 @@ def performed(function, cases):
     return [perform(function, case.inputs, case.grad) for case in cases]
 
 
-def find_mistake(blank, cases, outcomes, expected):
+class Known:
+    """What the answer and the known mistakes make of some cases: worked out when it is first asked
+    for, and once, however many versions are judged on these cases."""
+
+    def __init__(self, blank, cases):
+        self.blank, self.cases, self.mistaken = blank, cases, {}
+
+    @functools.cached_property
+    def expected(self):
+        return performed(getattr(load_answers(self.blank.file), self.blank.name), self.cases)
+
+    def of_mistake(self, j, i):
+        """What the known mistake number j makes of the case number i."""
+        if (j, i) not in self.mistaken:
+            function, case = self.blank.mistakes[j].function, self.cases[i]
+            self.mistaken[j, i] = perform(function, case.inputs, case.grad)
+        return self.mistaken[j, i]
+
+    @functools.cached_property
+    def facets(self):
+        from . import hints  # what is right has no need of them
+        return hints.KnownFacets(self)
+
+
+@functools.lru_cache(maxsize=32)  # all blanks of one seed
+def known_of(blank, seed):
+    """What is known of a blank's cases: for who judges many versions with one seed."""
+    return Known(blank, blank.cases(seed))
+
+
+def find_mistake(known, outcomes, wrong):
     """The one known mistake that does on every case what the student's function did."""
-    wrong = [bool(differ(*three, blank)) for three in zip(outcomes, expected, cases)]
-    order = sorted(range(len(cases)), key=lambda i: not wrong[i])  # those that tell come first
+    blank, cases = known.blank, known.cases
+    order = sorted(range(len(cases)), key=lambda i: i not in wrong)  # those that tell come first
 
-    def is_it(mistake):
-        return not any(differ(
-            outcomes[i], perform(mistake.function, cases[i].inputs, cases[i].grad), cases[i], blank)
-            for i in order)
+    def is_it(j):
+        return not any(differ(outcomes[i], known.of_mistake(j, i), cases[i], blank) for i in order)
 
-    found = [mistake for mistake in blank.mistakes if is_it(mistake)] if sum(wrong) >= 2 else []
-    return found[0] if len(found) == 1 else None
+    found = [j for j in range(len(blank.mistakes)) if is_it(j)] if len(wrong) >= 2 else []
+    return blank.mistakes[found[0]] if len(found) == 1 else None
 
 
 def collect(blank, ask, seed=0):
@@ -292,12 +331,13 @@ def size(value):
     return value.numel() if isinstance(value, torch.Tensor) else 1
 
 
-def judge(blank, cases, outcomes, stopped):
-    """What `collect` found -> the Result."""
+def judge(blank, cases, outcomes, stopped, known=None):
+    """What `collect` found -> the Result. `known`: what is Known of these cases, where many
+    versions are judged on them."""
     if stopped and stopped["status"] == "not_started" and not outcomes:
         return Result(blank, "todo", total=len(cases))
-    expected = performed(getattr(load_answers(blank.file), blank.name), cases)
-    differences = [differ(*three, blank) for three in zip(outcomes, expected, cases)]
+    known = known or Known(blank, cases)
+    differences = [differ(*three, blank) for three in zip(outcomes, known.expected, cases)]
     result = Result(blank, "passed", total=len(cases), finished=not stopped, right=[
         case.note for case, difference in zip(cases, differences) if not difference])
     wrong = [i for i, difference in enumerate(differences) if difference]
@@ -307,10 +347,10 @@ def judge(blank, cases, outcomes, stopped):
         result.status, result.case, result.difference = "wrong", cases[shown], differences[shown]
         result.printed = outcomes[shown].get("printed", "")
         if not stopped:
-            result.mistake = find_mistake(blank, cases, outcomes, expected)
+            result.mistake = find_mistake(known, outcomes, wrong)
             if not result.mistake:
-                from . import hints  # what is right has no need of them
-                hints.fill_in(result, cases, outcomes, expected, differences)
+                from . import hints
+                hints.fill_in(result, known, outcomes, differences)
         if outcomes[shown]["status"] == "raised" and not result.mistake:
             result.status = "crashed"
     elif stopped:
@@ -331,7 +371,7 @@ def judge_in_worker(blank, worker, seed=0):
     def ask(request):
         return worker.ask(request, CASE_SECONDS)
 
-    result = judge(blank, *collect(blank, ask, seed))
+    result = judge(blank, *collect(blank, ask, seed), known_of(blank, seed))
     if result.status == "wrong" and result.finished:
         from . import hints
         hints.ask_more(result, ask, seed)

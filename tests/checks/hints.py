@@ -7,6 +7,7 @@ apart into what can be right or wrong by itself (the values of one output, its s
 whether the inputs are as they were)."""
 
 import copy
+import functools
 import itertools
 from collections import Counter
 
@@ -87,15 +88,39 @@ def units(names):
 # ---- Known mistakes -----------------------------------------------------------------------------
 
 
+class KnownFacets:
+    """The facets of the answer and of the known mistakes: the same, whoever's version is judged."""
+
+    def __init__(self, known):
+        self.known = known
+        self.right = self.of(known.expected)
+
+    def of(self, outcomes):
+        return [facets(*three, self.known.blank)
+                for three in zip(outcomes, self.known.expected, self.known.cases)]
+
+    @functools.cached_property
+    def theirs(self):
+        """For each known mistake the facets of all cases."""
+        numbers = range(len(self.known.cases))
+        return [self.of([self.known.of_mistake(j, i) for i in numbers])
+                for j in range(len(self.known.blank.mistakes))]
+
+    @functools.cached_property
+    def off(self):
+        """For each known mistake what is wrong with it in each case."""
+        return [[unlike(*two, self.known.blank) for two in zip(one, self.right)]
+                for one in self.theirs]
+
+
 class Evidence:
     """The facets of the student's version, of the answer, and of the known mistakes."""
 
-    def __init__(self, blank, cases, outcomes, expected, wrong):
-        self.blank, self.cases, self.wrong = blank, cases, wrong
-        self.expected = expected
-        self.right = [facets(e, e, case, blank) for e, case in zip(expected, cases)]
-        self.yours = [facets(o, e, case, blank) for o, e, case in zip(outcomes, expected, cases)]
-        self.amiss = [unlike(a, b, blank) for a, b in zip(self.yours, self.right)]
+    def __init__(self, known, outcomes, wrong):
+        self.blank, self.cases, self.wrong = known.blank, known.cases, wrong
+        self.expected, self.known = known.expected, known.facets
+        self.right, self.yours = known.facets.right, known.facets.of(outcomes)
+        self.amiss = [unlike(a, b, self.blank) for a, b in zip(self.yours, self.right)]
         self.open = {i: units(self.amiss[i]) for i in wrong}
         self.part = False  # is it looked at without some of the facets?
         self.theirs = None  # facets of the known mistakes, where they were needed
@@ -115,23 +140,18 @@ class Evidence:
         return all(isinstance(value, torch.Tensor) and len(value) <= 5 and bool(
             ((value == 0) | (value == 1)).all()) for value in values)
 
-    def of(self, mistake):
-        return [facets(perform(mistake.function, case.inputs, case.grad), e, case, self.blank)
-                for case, e in zip(self.cases, self.expected)]
-
-    def perform_mistakes(self):
+    def compare_with_mistakes(self):
         """Once, also for parts of the evidence."""
-        self.theirs = [self.of(mistake) for mistake in self.blank.mistakes]
-        self.compared = [[(unlike(theirs, right, self.blank), unlike(yours, theirs, self.blank))
-                          for theirs, right, yours in zip(one, self.right, self.yours)]
-                         for one in self.theirs]
+        self.theirs = self.known.theirs
+        self.away = [[unlike(yours, theirs, self.blank) for theirs, yours in zip(one, self.yours)]
+                     for one in self.theirs]
 
     def explains(self, j):
         """Of the known mistake number j: -> ({case: the facets that it explains}, the cases in
         which it fails, and those of them in which it is wrong where the student's version is
         right)."""
         explained, fails, against = {}, set(), set()
-        for i, (off, away) in enumerate(self.compared[j]):
+        for i, (off, away) in enumerate(zip(self.known.off[j], self.away[j])):
             if off:
                 fails.add(i)
             beside = away - self.open.get(i, set()) if self.part else set()
@@ -160,7 +180,7 @@ def find_mistakes(evidence):
     one to do so."""
     blank, number = evidence.blank, len(evidence.cases)
     if evidence.theirs is None:
-        evidence.perform_mistakes()
+        evidence.compare_with_mistakes()
     theirs = evidence.theirs
     found = [evidence.explains(j) for j in range(len(theirs))]
     few = FEW * number
@@ -857,10 +877,10 @@ def fill_in(result, *what):
         result.remarks.append(("no hint", f"the hints failed: {type(error).__name__}: {error}"))
 
 
-def describe(result, cases, outcomes, expected, differences):
-    blank, shown = result.blank, result.difference
+def describe(result, known, outcomes, differences):
+    blank, cases, shown = result.blank, known.cases, result.difference
     wrong = [i for i, difference in enumerate(differences) if difference]
-    evidence = Evidence(blank, cases, outcomes, expected, wrong)
+    evidence = Evidence(known, outcomes, wrong)
     common = in_common(cases, wrong)
     if common:
         result.remarks.append(("in common", f"{all_of(wrong)} have {common[0]}" + (
@@ -869,7 +889,7 @@ def describe(result, cases, outcomes, expected, differences):
     if by_gradient and shown.hint != core.GRADIENT:
         result.remarks.append(("gradients", f"in {by_gradient} of the {len(wrong)} failing cases "
                                "the values are right, and their gradient is not"))
-    several = [name for name, _ in parts(expected[wrong[0]].get("output"), blank)]
+    several = [name for name, _ in parts(known.expected[wrong[0]].get("output"), blank)]
     good = [] if any("error" in names for names in evidence.amiss) else [
         name for name in several if not any(
             facet.endswith(name) for names in evidence.amiss for facet in names)]
