@@ -14,13 +14,11 @@ from pathlib import Path
 
 from checks import BLANKS, RUNS
 from checks.client import LockedWorker
-from checks.core import (CASE_SECONDS, ROOT, Result, collect, judge, judge_run, known_of,
-                         report, same)
+from checks.core import CASE_SECONDS, ROOT, Result, collect, judge, judge_run, report, same
 
 POINTS = json.loads((ROOT / "tests" / "points.json").read_text("utf-8"))
 FULL_POINTS = sum(sum(points.values()) for points in POINTS.values())
 SUBMISSION_SECONDS, RUN_SECONDS, TIMEOUTS_A_FILE = 120, 20, 3  # seconds of computing
-SEED = secrets.randbelow(2**31 - 10_000)  # the same cases for all who are graded in one go
 SUBMISSION_CLOCK = 300  # seconds on the clock, the last answer's not counted
 STATUSES = {"todo": "not_started", "missing": "not_started"}  # the gradebook's words
 
@@ -44,6 +42,7 @@ class Grade:
 
 def examine(submission, nursery=None):
     """Run what was handed in. -> (seed, protections, what came out): nothing is judged yet."""
+    seed = secrets.randbelow(2**31 - 10_000)
     folder = tempfile.mkdtemp(prefix="grading-")
     worker = LockedWorker(folder, nursery)
     deadline = time.monotonic() + SUBMISSION_CLOCK
@@ -61,19 +60,18 @@ def examine(submission, nursery=None):
     try:
         for file, content in submission.files.items():
             Path(folder, f"{file}.py").write_bytes(content)
-        collected = [collect(blank, ask, SEED) for blank in BLANKS]
+        collected = [collect(blank, ask, seed) for blank in BLANKS]
         runs = [ask({"file": run.file, "run": run.file}, RUN_SECONDS) for run in RUNS]
     finally:
         worker.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    return SEED, worker.protections, collected, runs
+    return seed, worker.protections, collected, runs
 
 
 def grade(submission, examined, answers_runs):
     """Judge what `examine` found. -> a Grade."""
     seed, protections, collected, runs = examined
-    results = [judge(blank, *parts, known_of(blank, seed))
-               for blank, parts in zip(BLANKS, collected)]
+    results = [judge(blank, *parts) for blank, parts in zip(BLANKS, collected)]
     for run, outcome in zip(RUNS, runs):
         blanks = [result for result in results if result.blank.file == run.file]
         results.append(judge_run(run, outcome, answers_runs[run.file])
