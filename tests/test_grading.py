@@ -8,10 +8,13 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from fnmatch import fnmatchcase
+from fractions import Fraction
 from types import SimpleNamespace
 
 import grade as command
 import pytest
+import torch
 from checks import BLANKS, FILES, RUNS, client
 from checks.client import LockedWorker, Nursery
 from checks.core import ROOT, Result, compare, load_answers, performed
@@ -226,18 +229,60 @@ def test_the_points_are_a_hundred_and_every_check_has_some():
         (check.file, check.name) for check in [*BLANKS, *RUNS]}
 
 
-@pytest.mark.parametrize("status, fixed, drawn, share", [
-    ("passed", 10, 7, 1), ("wrong", 9, 7, 16 / 17), ("wrong", 10, 6, 6 / 7), ("wrong", 6, 3, 3 / 7),
-    ("wrong", 10, 0, 0), ("wrong", 1, 7, 0), ("wrong", 2, 7, 9 / 17), ("wrong", 0, 0, 0),
-    ("crashed", 10, 6, 6 / 7), ("timeout", 10, 6, 0), ("tampered", 10, 6, 0), ("todo", 0, 0, 0),
-    ("missing", 0, 0, 0)])
-def test_partial_credit_is_by_cases(status, fixed, drawn, share, monkeypatch):
-    """Of ten that are the same for every seed, and of seven that are drawn."""
-    monkeypatch.setattr(examine, "drawn_cases", lambda: {str(BLANKS[0]): set("tuvwxyz")})
-    result = Result(BLANKS[0], status, [*"abcdefghij"[:fixed], *"tuvwxyz"[:drawn]], 17)
+KINDS_OF_CASES = {"fixed": set("abcdefghij"), "drawn": set("tuvwxyz"), "rare": {"k"}}
+
+
+@pytest.mark.parametrize("status, right, share", [
+    ("passed", "abcdefghijtuvwxyzk", 1), ("wrong", "abcdefghituvwxyzk", (9 / 10 + 1 + 1) / 3),
+    ("wrong", "abcdefghijtuvwxyk", (6 / 7 + 1) / 2), ("wrong", "tuvwxyzk", 2 / 3),
+    ("wrong", "abcdefghijtuvwxyz", 0), ("wrong", "abcdefghijk", 0), ("wrong", "abcdefghij", 0),
+    ("wrong", "ak", 0), ("wrong", "", 0), ("crashed", "abcdefghijtuvwxyk", (6 / 7 + 1) / 2),
+    ("timeout", "abcdefghijtuvwxy", 0), ("tampered", "abcdefghijtuvwxy", 0), ("todo", "", 0),
+    ("missing", "", 0)])
+def test_partial_credit_is_by_kinds_of_cases(status, right, share, monkeypatch):
+    """Ten that are the same for every seed, seven that are drawn, and one that is drawn and alone
+    of its kind. In the fifth row the last one is wrong: two thirds of all, half of the drawn."""
+    monkeypatch.setattr(examine, "cases_by_kind", lambda: {str(BLANKS[0]): KINDS_OF_CASES})
+    monkeypatch.setattr(examine, "drawn_cases", lambda: {str(BLANKS[0]): set("tuvwxyzk")})
+    result = Result(BLANKS[0], status, list(right), 18)
     assert earned_share(result) == pytest.approx(share)
     result.finished = False  # ended before the last case
     assert earned_share(result) == (1 if status == "passed" else 0)
+
+
+@pytest.mark.parametrize("worth, share, points", [
+    (3, "1", 3), (3, "16/17", 2.5), (100, "999/1000", 99.5), (1, "51/100", 0.5), (1, "9/10", 0.5),
+    (8, "3/4", 6), (3, "3/4", 2.5), (2, "2/3", 1.5), (2, "3/5", 1), (7, "0", 0)])
+def test_points_are_halves_and_all_of_them_for_what_is_right_alone(worth, share, points):
+    """The nearest half; a quarter and three quarters go up."""
+    assert examine.in_halves(worth, Fraction(share)) == points
+
+
+def test_every_case_has_a_kind_and_no_pattern_is_for_nothing():
+    """For every seed the same, because a case is known by its note."""
+    assert set(examine.KINDS) == set(map(str, BLANKS))
+    for blank in BLANKS:
+        kinds = examine.cases_by_kind()[str(blank)]
+        assert len(kinds) >= 2 and all(kinds.values()), blank
+        for seed in range(3):
+            assert set().union(*kinds.values()) == {case.note for case in blank.cases(seed)}, blank
+        for kind, patterns in examine.KINDS[str(blank)].items():
+            for pattern in patterns:
+                assert any(fnmatchcase(note, pattern) for note in kinds[kind]), (blank, pattern)
+
+
+def test_a_mistake_costs_its_kind_however_many_cases_were_written_of_it():
+    """Rows with padding on both sides are wrong: two of ten cases, one of four kinds, and of the
+    drawn ones, which all have padding, one of three."""
+    def wrong(attention_mask):
+        last = (attention_mask * torch.arange(attention_mask.shape[1])).argmax(dim=1)
+        return last - ((attention_mask[:, 0] == 0) & (attention_mask[:, -1] == 0)).long()
+
+    blank = next(blank for blank in BLANKS if blank.name == "last_token_index")
+    cases = blank.cases(5)
+    check = examine.as_check(examine.judge(blank, cases, performed(wrong, cases), None))
+    assert check["cases"] == [8, 10] and "padding on both sides 0 of 2; " in check["report"]
+    assert check["of"] == 3 and check["points"] == 2
 
 
 @pytest.mark.parametrize("value", [5.0, -1e308, float("-inf"), float("nan")])

@@ -4,12 +4,15 @@ computed that is right."""
 import functools
 import hashlib
 import json
+import math
 import secrets
 import shutil
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from fractions import Fraction
 from pathlib import Path
 
 from checks import BLANKS, RUNS
@@ -17,6 +20,7 @@ from checks.client import LockedWorker
 from checks.core import CASE_SECONDS, ROOT, Result, collect, judge, judge_run, report, same
 
 POINTS = json.loads((ROOT / "tests" / "points.json").read_text("utf-8"))
+KINDS = json.loads((ROOT / "tests" / "kinds.json").read_text("utf-8"))
 FULL_POINTS = sum(sum(points.values()) for points in POINTS.values())
 SUBMISSION_SECONDS, RUN_SECONDS, TIMEOUTS_A_FILE = 120, 20, 3  # seconds of computing
 SUBMISSION_CLOCK = 300  # seconds on the clock, the last answer's not counted
@@ -101,31 +105,77 @@ def state_of(submission):
 def digest_of_grader():
     files = sorted(path for folder in ("answers", "tests/checks", "tests/grading", "tests/worker")
                    for path in (ROOT / folder).glob("*.py"))
-    content = [path.read_bytes() for path in [*files, ROOT / "tests" / "points.json"]]
+    tables = [ROOT / "tests" / "points.json", ROOT / "tests" / "kinds.json"]
+    content = [path.read_bytes() for path in [*files, *tables]]
     return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def as_check(result):
     blank, worth = result.blank, POINTS[result.blank.file][result.blank.name]
-    share = earned_share(result)
-    return {"file": blank.file, "name": blank.name, "points": round(worth * share, 2), "of": worth,
+    return {"file": blank.file, "name": blank.name, "of": worth,
+            "points": in_halves(worth, earned_share(result)),
             "status": STATUSES.get(result.status, result.status),
             "cases": [len(result.right), result.total],
-            "mistake": result.mistake.name if result.mistake else "",
-            "report": "" if result.status in ("passed", "todo", "missing") else report(result, 3)}
+            "mistake": result.mistake.name if result.mistake else "", "report": told(result)}
+
+
+def told(result):
+    """What the student reads: the case that breaks, the hint, and where partial points are from."""
+    if result.status in ("passed", "todo", "missing"):
+        return ""
+    kinds = [f"{kind} {right} of {total}" for kind, (right, total) in right_by_kind(result).items()]
+    line = f"\n  right by kind of case, each of which weighs the same: {'; '.join(kinds)}"
+    return report(result, 3) + line * bool(kinds)
+
+
+def in_halves(worth, share):
+    """The nearest half of a point; less than all of them where not everything is right."""
+    if share == 1:
+        return worth
+    return min(math.floor(2 * worth * share + Fraction(1, 2)), 2 * worth - 1) / 2
 
 
 def earned_share(result):
-    """Full points where all cases are right, and by cases where more than half are: returning
-    nothing but zeros, which is right where there is nothing to average, earns none. Nor does a
-    table of the cases that are the same for every seed: those alone earn nothing."""
+    """1 where all cases are right. Else each kind of cases weighs the same, however many were
+    written of it, and the share counts where it is more than half: returning nothing but zeros,
+    which is right where there is nothing to average, earns none. Nor does a table of the cases that
+    are the same for every seed: the share of the others is not exceeded."""
     if result.status == "passed":
-        return 1.0
-    performed = result.status in ("wrong", "crashed") and result.finished
-    if not performed or 2 * len(result.right) <= result.total:
-        return 0.0
-    drawn = drawn_cases()[str(result.blank)]
-    return min(len(result.right) / result.total, len(drawn & set(result.right)) / len(drawn))
+        return Fraction(1)
+    if result.status not in ("wrong", "crashed") or not result.finished or not result.right:
+        return Fraction(0)
+    kinds, drawn = cases_by_kind()[str(result.blank)], drawn_cases()[str(result.blank)]
+    of_drawn = [notes & drawn for notes in kinds.values() if notes & drawn]
+    share = min(mean_share(kinds.values(), result.right), mean_share(of_drawn, result.right))
+    return share if share > Fraction(1, 2) else Fraction(0)
+
+
+def mean_share(kinds, right):
+    """The mean over the kinds, sets of notes, of the share that is right."""
+    return sum(Fraction(len(notes & set(right)), len(notes)) for notes in kinds) / len(kinds)
+
+
+def right_by_kind(result):
+    """{kind: [right, all]} of the cases of a blank, where not all of them or none are right."""
+    if not 0 < len(result.right) < result.total:
+        return {}
+    return {kind: [len(notes & set(result.right)), len(notes)]
+            for kind, notes in cases_by_kind()[str(result.blank)].items()}
+
+
+@functools.cache
+def cases_by_kind():
+    """{blank: {kind: the notes of its cases}}: tests/kinds.json has patterns of the notes, of which
+    the first that fits counts."""
+    found = {}
+    for blank in BLANKS:
+        kinds = KINDS[str(blank)]
+        found[str(blank)] = {kind: set() for kind in kinds}
+        for case in blank.cases(0):
+            kind = next(kind for kind, patterns in kinds.items()
+                        if any(fnmatchcase(case.note, pattern) for pattern in patterns))
+            found[str(blank)][kind].add(case.note)
+    return found
 
 
 @functools.cache
