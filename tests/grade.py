@@ -25,7 +25,7 @@ from checks import FILES, RUNS  # noqa: E402
 from checks.client import LockedWorker, Nursery  # noqa: E402
 from checks.core import ROOT, load_answers  # noqa: E402
 from grading import examine, reports, similarity  # noqa: E402
-from grading.submissions import find_cohort, read  # noqa: E402
+from grading.submissions import find_cohort, read, sort_out  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 FIRST_TIER = {"landlock", "seccomp"}
@@ -47,6 +47,9 @@ def parse(arguments):
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="submissions at a time")
     parser.add_argument("--strict", action="store_true",
                         help="refuse to grade without the first tier: landlock and seccomp")
+    parser.add_argument("--salvage", type=float, nargs="?", const=0.5, default=0, metavar="SHARE",
+                        help="of a file that does not load, grade the functions that parse, for "
+                        "this share of their points (0.5)")
     parser.add_argument("--similarity", action="store_true",
                         help="also write similarity.csv: pairs of submissions to look at")
     parser.add_argument("--pass_mark", type=float, default=None,
@@ -54,6 +57,8 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         fail("--jobs must be at least 1")
+    if not 0 <= options.salvage <= 1:
+        fail("--salvage must be between 0 and 1")
     if options.pass_mark is not None and not math.isfinite(options.pass_mark):
         fail("--pass_mark must be a number")
     return options
@@ -103,6 +108,12 @@ def grade_cohort(cohort, options, nursery, answers_runs):
     return grades
 
 
+def handed_in(place, options):
+    submission = read(*place, FILES)
+    submission.salvage = options.salvage
+    return submission
+
+
 def judged(submission, examined, answers_runs):
     """-> the Grade. `examined()` gives what examine.examine found, or raises what it raised."""
     try:
@@ -124,7 +135,7 @@ def written(grade, submission, out):
 def grade_once_more(place, first, options, nursery, answers_runs):
     """Alone, because a timeout may have been the fault of whatever ran beside it. -> the better
     grade of the two."""
-    submission = read(*place, FILES)
+    submission = handed_in(place, options)
     second = judged(submission, lambda: examine.examine(submission, nursery), answers_runs)
     if second.total() <= first.total():
         return first
@@ -137,7 +148,7 @@ def grade_side_by_side(cohort, options, nursery, answers_runs):
     grades = []
 
     def begin(place):
-        submission = read(*place, FILES)
+        submission = handed_in(place, options)
         before = graded_before(submission, options.out)
         return submission, before, None if before else pool.submit(
             examine.examine, submission, nursery)
@@ -184,6 +195,9 @@ def main(arguments):
         similarity.write_csv(cohort, options.out / "similarity.csv")
     print(reports.summary(grades))
     print(f"Written to {options.out}: grades.csv, reports/, junit/, gradescope/")
+    left_out = [] if options.cohort.is_file() or options.one else sort_out(
+        options.cohort, options.out.resolve())[1]
+    print(reports.by_hand(grades, left_out))
     if options.pass_mark is not None:
         sys.exit(int(any(grade.total() < options.pass_mark for grade in grades)))
 

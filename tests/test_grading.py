@@ -1,9 +1,11 @@
 """The grader with what instructors have (folders, zips, clones, files that are odd by accident) and
 what they get: the gradebook, the reports, resuming, and the command's options."""
 
+import ast
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -18,9 +20,9 @@ import torch
 from checks import BLANKS, FILES, RUNS, client
 from checks.client import LockedWorker, Nursery
 from checks.core import ROOT, Result, compare, load_answers, performed
-from grading import examine, reports, similarity
+from grading import examine, reports, salvage, similarity
 from grading.examine import FULL_POINTS, POINTS, Grade, earned_share
-from grading.submissions import find_cohort, read, safe
+from grading.submissions import Submission, exercise_in, find_cohort, read, safe
 from make_exercises import make_stubs
 
 ANSWERS = {file: (ROOT / "answers" / f"{file}.py").read_bytes() for file in FILES}
@@ -48,7 +50,7 @@ def run(nursery, answers_runs):
     """A function: grades a cohort's folder. -> {name: Grade}"""
     def grade(cohort, out, one=False):
         found = find_cohort(cohort, one)
-        options = SimpleNamespace(out=out, jobs=2)
+        options = SimpleNamespace(out=out, jobs=2, salvage=0)
         return {grade.name: grade for grade in command.grade_cohort(
             found, options, nursery, answers_runs)}
     return grade
@@ -178,7 +180,7 @@ def test_submissions_are_read_one_after_the_other(tmp_path, monkeypatch, answers
     monkeypatch.setattr(examine, "grade", lambda submission, examined, runs: log.append("graded")
                         or Grade(submission.name, "", 0, [], []))
     monkeypatch.setattr(reports, "write_all", lambda grade, out: None)
-    options = SimpleNamespace(out=tmp_path / "out", jobs=2)
+    options = SimpleNamespace(out=tmp_path / "out", jobs=2, salvage=0)
     command.grade_cohort(find_cohort(tmp_path), options, None, answers_runs)
     waiting = [log[:i].count("read") - log[:i].count("graded") for i in range(len(log) + 1)]
     assert max(waiting) <= 4 and log.count("read") == log.count("graded") == 30
@@ -218,6 +220,188 @@ def test_files_that_are_odd_by_accident(tmp_path, run):
     for name, note in ("a notebook", "a notebook: hand in"), ("nothing", ""):
         assert grades[name].total() == 0 and note in "; ".join(grades[name].notes)
         assert {check["status"] for check in grades[name].checks} == {"not_started"}
+
+
+# ---- Nothing is worth nothing without a word ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name, file", [
+    ("ex3_ppo.py", "ex3_ppo"), ("ex3_ppo (1).py", "ex3_ppo"), ("ex3_ppo(2).py", "ex3_ppo"),
+    ("name_123_ex3_ppo.py", "ex3_ppo"), ("name_123_4567_ex3_ppo-2.py", "ex3_ppo"),
+    ("Copy of ex3_ppo.py", "ex3_ppo"), ("ex3_ppo - Kopie.py", "ex3_ppo"),
+    ("EX3_PPO.PY", "ex3_ppo"), ("ex3-ppo_final2.py", "ex3_ppo"), ("作业ex1_sft.py", "ex1_sft"),
+    ("ex3_ppo.py.txt", "ex3_ppo"), ("ex3_ppology.py", None), ("alex3_ppo.py", None),
+    ("ex3.py", None), ("ex3_ppo.txt", None), ("ex3_ppo.pyc", None),
+    ("ex3_ppo-" * 40 + ".py", None)])
+def test_names_that_were_added_to_are_recognised(name, file):
+    assert exercise_in(name) == file
+
+
+def test_a_renamed_file_is_graded_and_said(tmp_path):
+    for place in put(tmp_path / "a", {"name_123_ex2_reward.py": ANSWER}), put_zip(
+            tmp_path / "b.zip", {"homework/ex2_reward (1).py": ANSWER}):
+        submission = read_one(place)
+        assert submission.files == {"ex2_reward": ANSWER}
+        assert "ex2_reward.py has another name; graded: " in submission.notes[0]
+
+
+def test_the_right_name_goes_before_others_and_the_newest_copy_before_older_ones(tmp_path):
+    older, newest = {"ex2_reward (2).py": b"2", "ex2_reward.py.txt": b"0"}, {
+        "ex2_reward (3).py": b"3"}
+    submission = read_one(put(tmp_path, {**older, **newest}))
+    assert submission.files == {"ex2_reward": b"3"}
+    assert "not graded: ex2_reward (2).py, ex2_reward.py.txt" in submission.notes
+    submission = read_one(put(tmp_path, {FILE: ANSWER}))
+    assert submission.files == {"ex2_reward": ANSWER} and len(submission.notes) == 1
+    assert "not graded: " in submission.notes[0]
+
+
+@pytest.mark.parametrize("files, words", [
+    ({}, ["no exercise was found"]), ({"readme.md": b""}, ["no exercise was found"]),
+    ({"all.rar": b""}, ["no exercise was found", "not unpacked: all.rar"]),
+    ({f"answers/{FILE}": ANSWER}, ["no exercise was found"]),
+    ({"homework4.py": b"", FILE: b""}, ["no exercise has this name: homework4.py"]),
+    ({"lesson1_sft.py": b"", "exercises/load.py": b"", FILE: b""}, []),
+    ({f"{n}.py": b"" for n in range(9)}, ["no exercise was found", "0.py, 1.py, 2.py, and 6 more"]),
+    ({f"{file}.py": b"" for file in FILES} | {"mine.py": b""}, [])])
+def test_what_is_missing_and_what_is_there_instead_is_said(files, words, tmp_path):
+    folder = put(tmp_path / "alice", files)
+    folder.mkdir(exist_ok=True)
+    for submission in read_one(folder), read_one(put_zip(tmp_path / "alice.zip", files)):
+        assert len(submission.notes) == len(words)
+        assert all(word in note for word, note in zip(words, submission.notes))
+
+
+def test_files_as_canvas_names_them_are_a_submission_an_owner(tmp_path):
+    put(tmp_path, {"smithalice_12_345_ex1_sft.py": b"1", "smithalice_12_346_ex2_reward-3.py": b"2",
+                   "leebob_LATE_7_9_ex1_sft.py": b"3", "leebob_7_9_notes.py": b"",
+                   f"carol/{FILE}": ANSWER})
+    put_zip(tmp_path / "leebob_7.zip", {})
+    submissions = {name: read(place, name, FILES) for place, name in find_cohort(tmp_path)}
+    assert set(submissions) == {"carol", "leebob_7", "leebob_7-files", "smithalice_12"}
+    assert submissions["smithalice_12"].files == {"ex1_sft": b"1", "ex2_reward": b"2"}
+    assert submissions["smithalice_12"].notes == []
+    assert submissions["leebob_7-files"].files == {"ex1_sft": b"3"}
+
+
+BROKEN = ANSWER + b"\ndef f(:\n"
+FUNCTIONS = ["last_token_index", "pool_scores", "preference_probability", "pairwise_loss",
+             "preference_accuracy"]
+
+
+@pytest.fixture(scope="module")
+def unlucky(tmp_path_factory, nursery, answers_runs):
+    """A cohort of files that earn nothing as they are, graded without and with salvage.
+    -> {share: (folder of the output, {name: Grade})}"""
+    folder, found = tmp_path_factory.mktemp("unlucky"), {}
+    texts = {"broken": BROKEN, "stubs": STUBS["ex2_reward"], "ends": b"import os; os._exit(0)",
+             "half": ANSWER.replace(b"def pairwise_loss(", b"def pairwise_loss((", 1),
+             "wrong": b"def pool_scores(*args): return 0"}
+    for name, text in texts.items():
+        put(folder / "cohort" / name, {FILE: text})
+    (folder / "cohort" / "nothing").mkdir()
+    for share in 0, 0.5:
+        options = SimpleNamespace(out=folder / f"out{share}", jobs=2, salvage=share)
+        grades = command.grade_cohort(find_cohort(folder / "cohort"), options, nursery,
+                                      answers_runs)
+        reports.write_csv(grades, options.out / "grades.csv")
+        found[share] = options.out, {grade.name: grade for grade in grades}
+    return found
+
+
+@needs_linux
+def test_no_zero_is_silent(unlucky):
+    """A note in the table, in the report and in the list at the end of the command."""
+    out, grades = unlucky[0]
+    line = len(BROKEN.splitlines())
+    words = {"broken": f"does not load: line {line} def f(: SyntaxError: invalid syntax",
+             "stubs": "0 points: nothing is begun", "nothing": "no exercise was found",
+             "ends": "ex2_reward.py does not load: the process ended",
+             "half": "ex2_reward.py does not load: line", "wrong": "0 points: nothing is right"}
+    with open(out / "grades.csv", newline="", encoding="utf-8-sig") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    listed = reports.by_hand(list(grades.values()), ["bob.tar.gz"]).splitlines()
+    assert listed[0] == "Check by hand (7):" and listed[1].startswith("  bob.tar.gz: neither")
+    for name, grade in grades.items():
+        assert grade.total() == 0 and len(grade.notes) == 1 and words[name] in grade.notes[0]
+        assert grade.notes[0] in rows[name]["notes"]
+        assert reports.html.escape(grade.notes[0]) in (
+            out / "reports" / f"{name}.md").read_text("utf-8")
+        assert f"  {name}: {grade.notes[0]}" in listed
+    assert reports.by_hand([Grade("alice", "", 0, [], [])], []) == "Check by hand: nobody."
+
+
+@needs_linux
+def test_why_a_file_does_not_load_is_said_once(unlucky):
+    out, grades = unlucky[0]
+    assert (out / "reports" / "broken.md").read_text("utf-8").count("SyntaxError") == 2  # the note
+    assert [bool(check["report"]) for check in grades["broken"].checks if check["file"]
+            == "ex2_reward"] == [True] + [False] * 5
+    summary = reports.summary(list(grades.values()))
+    assert "   3 ex2_reward.py does not load" in summary and "pairwise_loss" not in summary
+
+
+@needs_linux
+def test_salvaged_functions_earn_half_their_points(unlucky):
+    """The answers' functions, and a file's training run; and of what does not parse, nothing."""
+    out, grades = unlucky[0.5]
+    points = {name: [check["points"] for check in grades[name].checks
+                     if check["file"] == "ex2_reward"] for name in ("broken", "half")}
+    assert points == {"broken": [1.5, 1.5, 0.5, 2, 0.5, 1], "half": [1.5, 1.5, 0.5, 0, 0.5, 0]}
+    lost = next(check for check in grades["half"].checks if check["name"] == "pairwise_loss")
+    assert lost["status"] == "crashed" and "does not parse" in lost["report"]
+    for name, number in ("broken", 5), ("half", 4):
+        note = f"{number} functions parse by themselves, and earn 0.5 of their points"
+        assert note in grades[name].notes[0]
+        assert note in (out / "reports" / f"{name}.md").read_text("utf-8")
+        assert note in (out / "grades.csv").read_text("utf-8-sig")
+    assert grades["ends"].total() == 0 and len(grades["ends"].notes) == 1
+
+
+def test_another_share_grades_again(tmp_path):
+    submission = read_one(put(tmp_path, {FILE: ANSWER}))
+    before = examine.state_of(submission)
+    submission.salvage = 0.5
+    assert examine.state_of(submission) != before
+
+
+@pytest.mark.parametrize("text, kept", [
+    (BROKEN, FUNCTIONS), (ANSWER + b'\nprint "done"\n', FUNCTIONS), (b"f(:\n" + ANSWER, FUNCTIONS),
+    (b"<<<<<<< HEAD\n" + ANSWER, FUNCTIONS), (BROKEN.replace(b"\n", b"\r\n"), FUNCTIONS),
+    (ANSWER.replace(b"def pool_scores(", b"def pool_scores((", 1),
+     [name for name in FUNCTIONS if name != "pool_scores"]),
+    (ANSWER.replace(b"Shapes", b'"""Shapes', 1), FUNCTIONS[1:]),
+    (b"def f(\n    a,\n):\n    return a\nf(\n", ["f"]),
+    (b"", []), (b"x = 1\n", []), ("def f(): 'ä'".encode("latin-1"), []),
+    (b"def f():\n    return " + b"(" * 10**4 + b"\n", []), (b"#" * 2**17 + b"\n" + ANSWER, [])])
+def test_what_parses_by_itself_is_kept(text, kept):
+    """In its own line, and nothing beside it that does something."""
+    found = salvage.what_parses(text)
+    assert (found[1] if found else 0) == len(kept)
+    if kept:
+        tree = ast.parse(found[0])
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        assert [node.name for node in functions] == kept
+        assert {type(node) for node in tree.body} <= {ast.FunctionDef, ast.Import}
+        lines = text.decode().splitlines()
+        assert all(lines[node.lineno - 1].startswith(f"def {node.name}") for node in functions)
+
+
+def test_nothing_that_is_kept_does_something_when_it_is_loaded():
+    text = (b"import torch, os.path\nimport pandas\nfrom torch import nn\nfrom .x import y\n"
+            b"A = -1\nB = [1, (2, 'c')]\nC = f()\nD = A\nE = 1 / 0\nprint(A)\nclass G:\n    x = 1\n"
+            b"def f():\n    return 1\nif A:\n    f()\n")
+    kept = [line for line in salvage.what_parses(text)[0].decode().splitlines() if line]
+    assert kept == ["import torch, os.path", "from torch import nn", "A = -1", "B = [1, (2, 'c')]",
+                    "class G:", "    x = 1", "def f():", "    return 1"]
+
+
+def test_the_summary_has_no_numbers_of_a_list_that_nobody_has():
+    check = {**passed_check(), "status": "wrong", "mistake": "no eps (84), and no exact zeros"}
+    text = reports.summary([Grade("alice", "", 0, [], [], [check])])
+    assert "ex1_sft.f: no eps, and no exact zeros" in text
+    for mistake in (mistake for blank in BLANKS for mistake in blank.mistakes):
+        assert not re.search(r"\(\d+\)", reports.without_number(mistake.name)), mistake.name
 
 
 # ---- Points -------------------------------------------------------------------------------------
@@ -280,7 +464,8 @@ def test_a_mistake_costs_its_kind_however_many_cases_were_written_of_it():
 
     blank = next(blank for blank in BLANKS if blank.name == "last_token_index")
     cases = blank.cases(5)
-    check = examine.as_check(examine.judge(blank, cases, performed(wrong, cases), None))
+    result = examine.judge(blank, cases, performed(wrong, cases), None)
+    check = examine.as_check(result, Submission("alice"))
     assert check["cases"] == [8, 10] and "padding on both sides 0 of 2; " in check["report"]
     assert check["of"] == 3 and check["points"] == 2
 
@@ -334,7 +519,7 @@ def graded(tmp_path_factory, nursery, answers_runs):
     put(folder / "cohort" / "=bob", {FILE: ANSWER + mistake})
     put(folder / "cohort" / "学生 3", {})
     (folder / "cohort" / "学生 3").mkdir()
-    options = SimpleNamespace(out=folder / "out", jobs=2)
+    options = SimpleNamespace(out=folder / "out", jobs=2, salvage=0)
     grades = command.grade_cohort(find_cohort(folder / "cohort"), options, nursery,
                                   answers_runs)
     reports.write_csv(grades, folder / "out" / "grades.csv")
@@ -578,7 +763,8 @@ def main(*arguments):
     (["cohort", "--jobs", "0"], "--jobs"), (["cohort", "--jobs", "x"], "--jobs"),
     (["cohort", "--out", "cohort/alice"], "one of the submissions"),
     (["cohort", "--out", "a file"], "a file"), (["cohort", "--such", "thing"], "--such"),
-    (["cohort", "--pass_mark", "many"], "--pass_mark")])
+    (["cohort", "--pass_mark", "many"], "--pass_mark"), (["cohort", "--salvage", "2"], "--salvage"),
+    (["--salvage", "cohort"], "--salvage")])
 def test_bad_arguments_give_one_line_and_code_2(arguments, words, tmp_path, monkeypatch, capsys):
     put(tmp_path, {f"cohort/alice/{FILE}": ANSWER, "a file": b""})
     (tmp_path / "empty").mkdir()

@@ -68,7 +68,7 @@ class Grader:
 
         def work():
             try:
-                options = SimpleNamespace(out=out, jobs=jobs)
+                options = SimpleNamespace(out=out, jobs=jobs, salvage=0)
                 found.append(command.grade_cohort(find_cohort(cohort), options,
                                                   self.nursery, self.answers_runs))
             except BaseException as error:

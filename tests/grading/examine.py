@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,11 +20,14 @@ from checks import BLANKS, RUNS
 from checks.client import LockedWorker
 from checks.core import CASE_SECONDS, ROOT, Result, collect, judge, judge_run, report, same
 
+from .salvage import what_parses
+
 POINTS = json.loads((ROOT / "tests" / "points.json").read_text("utf-8"))
 KINDS = json.loads((ROOT / "tests" / "kinds.json").read_text("utf-8"))
 FULL_POINTS = sum(sum(points.values()) for points in POINTS.values())
 SUBMISSION_SECONDS, RUN_SECONDS, TIMEOUTS_A_FILE = 120, 20, 3  # seconds of computing
 SUBMISSION_CLOCK = 300  # seconds on the clock, the last answer's not counted
+NOT_TRIED = "not tried: too much time was spent before"
 STATUSES = {"todo": "not_started", "missing": "not_started"}  # the gradebook's words
 
 
@@ -38,6 +42,7 @@ class Grade:
     notes: list
     checks: list = field(default_factory=list)  # one dictionary a check
     late: bool = False  # something took too long
+    not_loaded: list = field(default_factory=list)  # files of which no function could be called
 
     def total(self, file=None):
         return round(sum(check["points"] for check in self.checks
@@ -56,7 +61,7 @@ def examine(submission, nursery=None):
         left = SUBMISSION_SECONDS - worker.seconds_spent
         is_over = left <= 0 or time.monotonic() > deadline
         if is_over or timeouts[request["file"]] >= TIMEOUTS_A_FILE:
-            return {"status": "timeout", "message": "not tried: too much time was spent before"}
+            return {"status": "timeout", "message": NOT_TRIED}
         answer = worker.ask(request, min(seconds, left))
         timeouts[request["file"]] += answer["status"] == "timeout"
         return answer
@@ -65,11 +70,44 @@ def examine(submission, nursery=None):
         for file, content in submission.files.items():
             Path(folder, f"{file}.py").write_bytes(content)
         collected = [collect(blank, ask, seed) for blank in BLANKS]
+        for file in salvage(submission, collected, folder):
+            collected = [collect(blank, ask, seed) if blank.file == file else parts
+                         for blank, parts in zip(BLANKS, collected)]
         runs = [ask({"file": run.file, "run": run.file}, RUN_SECONDS) for run in RUNS]
     finally:
         worker.stop()
         shutil.rmtree(folder, ignore_errors=True)
     return seed, worker.protections, collected, runs
+
+
+def why_not_loaded(collected):
+    """{file: message} of the files of which no function could be called at all."""
+    found = {}
+    for file in POINTS:
+        parts = [part for blank, part in zip(BLANKS, collected) if blank.file == file]
+        ends = [stopped for _, outcomes, stopped in parts if stopped and not outcomes
+                and stopped["status"] in ("not_loaded", "crashed", "timeout", "tampered")]
+        if ends and len(ends) == len(parts) and ends[0]["message"] != NOT_TRIED:
+            found[file] = ends[0]["message"]
+    return found
+
+
+def salvage(submission, collected, folder):
+    """Put what parses in the place of files that do not load. -> those files."""
+    saved = {}
+    for file, message in why_not_loaded(collected).items() if submission.salvage else ():
+        if found := what_parses(submission.files[file]):
+            content, functions = found
+            Path(folder, f"{file}.py").write_bytes(content)
+            saved[file] = f"{in_a_line(message)}; {functions} functions parse by themselves"
+    submission.salvaged = saved
+    return list(saved)
+
+
+def in_a_line(message):
+    """A traceback's end without the file's name and the carets."""
+    text = re.sub(r'File "[^"\n]*", |\n[ ^~]+(?=\n)', "", message)
+    return " ".join(text.split())[:300]
 
 
 def grade(submission, examined, answers_runs):
@@ -83,9 +121,33 @@ def grade(submission, examined, answers_runs):
                        else Result(run, "todo"))
     results.sort(key=lambda result: list(POINTS).index(result.blank.file))
     ends = [*(stopped for *_, stopped in collected if stopped), *runs]
-    return Grade(submission.name, state_of(submission), seed, protections, list(submission.notes),
-                 [as_check(result) for result in results],
-                 late=any(end["status"] == "timeout" for end in ends))
+    dead = why_not_loaded(collected)
+    checks = [as_check(result, submission) for result in results]
+    grade = Grade(submission.name, state_of(submission), seed, protections,
+                  [*submission.notes, *notes_on_loading(submission, dead)],
+                  said_once(checks, dead), any(end["status"] == "timeout" for end in ends),
+                  list(dead))
+    if not grade.notes and not grade.total():
+        begun = any(check["status"] != "not_started" for check in checks)
+        grade.notes.append("0 points: " + ("nothing is right" if begun else "nothing is begun"))
+    return grade
+
+
+def notes_on_loading(submission, dead):
+    notes = [f"{file}.py does not load: {in_a_line(message)}" for file, message in dead.items()]
+    return notes + [f"{file}.py does not load: {why}, and earn {submission.salvage:g} of their "
+                    "points" for file, why in submission.salvaged.items() if file not in dead]
+
+
+def said_once(checks, dead):
+    """Why a file does not load stands at its first function alone."""
+    told = set()
+    for check in checks:
+        if check["file"] in told:
+            check["report"] = ""
+        elif check["file"] in dead:
+            told.add(check["file"])
+    return checks
 
 
 def failed(submission, error):
@@ -93,7 +155,7 @@ def failed(submission, error):
     note = f"the grader failed ({type(error).__name__}: {error!s:.200}): look at it yourself"
     results = [Result(part, "crashed", message=note) for part in [*BLANKS, *RUNS]]
     return Grade(submission.name, "", 0, [], [*submission.notes, note],
-                 [as_check(result) for result in results])
+                 [as_check(result, submission) for result in results])
 
 
 def state_of(submission):
@@ -110,10 +172,15 @@ def digest_of_grader():
     return hashlib.sha256(b"".join(content)).hexdigest()
 
 
-def as_check(result):
+def as_check(result, submission):
+    """The row of a function or a training run. In a salvaged file it earns a part of its points,
+    and what is not there has not been left out, but does not parse."""
     blank, worth = result.blank, POINTS[result.blank.file][result.blank.name]
-    return {"file": blank.file, "name": blank.name, "of": worth,
-            "points": in_halves(worth, earned_share(result)),
+    is_salvaged = blank.file in submission.salvaged
+    if is_salvaged and result.status == "missing":
+        result.status, result.message = "crashed", "it does not parse"
+    share = earned_share(result) * (Fraction(submission.salvage) if is_salvaged else 1)
+    return {"file": blank.file, "name": blank.name, "of": worth, "points": in_halves(worth, share),
             "status": STATUSES.get(result.status, result.status),
             "cases": [len(result.right), result.total],
             "mistake": result.mistake.name if result.mistake else "", "report": told(result)}

@@ -6,6 +6,7 @@ import html
 import io
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -149,16 +150,36 @@ def summary(grades):
         bar = "#" * round(40 * here / len(totals))
         lines.append(f"  {low:>3}-{low + 10:<3}% {here:>4} {bar}")
     wrong, mistakes = Counter(), Counter()
-    for check in (check for grade in grades for check in grade.checks):
-        if check["status"] not in ("passed", "not_started"):
-            wrong[f"{check['file']}.{check['name']}"] += 1
-        if check["mistake"]:
-            mistakes[f"{check['file']}.{check['name']}: {check['mistake']}"] += 1
+    for grade in grades:
+        wrong.update(f"{file}.py does not load" for file in grade.not_loaded)
+        for check in grade.checks:
+            name = f"{check['file']}.{check['name']}"
+            if (check["status"] not in ("passed", "not_started")
+                    and check["file"] not in grade.not_loaded):
+                wrong[name] += 1
+            if check["mistake"]:
+                mistakes[f"{name}: {without_number(check['mistake'])}"] += 1
     for title, counter in ("Most often wrong", wrong), ("Commonest known mistakes", mistakes):
         lines += [f"{title}:" if counter else f"{title}: none"]
         lines += [f"  {n:>4} {name}" for name, n in counter.most_common(5)]
-    odd = [grade.name for grade in grades if grade.notes or any(
-        check["status"] in ("tampered", "timeout") for check in grade.checks)]
-    if odd:
-        lines.append(f"Look at yourself (notes, timeouts, tampering): {', '.join(odd[:20])}")
     return "\n".join(lines)
+
+
+def without_number(mistake):
+    """A known mistake's name, without its number in a list that nobody else has."""
+    return re.sub(r" \(\d+\)", "", mistake)
+
+
+def by_hand(grades, left_out):
+    """Who has to be looked at, and why, a line each: whatever has a note, ran into a time limit or
+    was tampered with, and what in the cohort's folder is nobody's submission."""
+    lines = [f"  {name}: neither a folder nor a zip file, and not graded" for name in left_out]
+    for grade in grades:
+        odd = Counter(check["status"] for check in grade.checks
+                      if check["status"] in ("tampered", "timeout")
+                      and check["file"] not in grade.not_loaded)
+        reasons = [*grade.notes, *(f"{n} x {status}" for status, n in odd.items())]
+        if reasons:
+            lines.append(f"  {grade.name}: {'; '.join(reasons)}")
+    return "\n".join([f"Check by hand ({len(lines)}):" if lines else "Check by hand: nobody.",
+                      *lines])
