@@ -20,7 +20,7 @@ import torch
 from checks import BLANKS, FILES, RUNS, client
 from checks.client import LockedWorker, Nursery
 from checks.core import ROOT, Result, compare, load_answers, performed
-from grading import examine, reports, salvage, similarity
+from grading import examine, gradebook, reports, salvage, similarity
 from grading.examine import FULL_POINTS, POINTS, Grade, earned_share
 from grading.submissions import Submission, exercise_in, find_cohort, read, safe
 from make_exercises import make_stubs
@@ -537,6 +537,10 @@ def test_the_gradebook_opens_as_a_table(graded):
     for row in rows.values():
         assert float(row["total"]) == sum(float(row[file]) for file in FILES)
         assert row["of"] == "100"
+        for file in FILES:  # a column a function
+            assert float(row[file]) == sum(float(row[f"{file}.{name}"]) for name in POINTS[file])
+    assert rows["'=bob"]["ex2_reward.pairwise_loss"] == "4"
+    assert rows["'=bob"]["ex2_reward.preference_probability"] == "0"
     assert (out / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # or Excel misreads 学
 
 
@@ -622,6 +626,168 @@ def test_names_are_safe_as_names_of_files(name):
     name = safe(name)
     assert name and name.isprintable() and not set(name) & set("/\\:*?\"<>|")
     assert not name.startswith(".") and len(f"{name}.json.tmp".encode()) <= 255
+
+
+# ---- The course's gradebook ---------------------------------------------------------------------
+
+HEAD = "student,function,points,reason\n"
+
+
+def right_grade(name):
+    """All points, without having been graded."""
+    return Grade(name, "", 0, [], [], [
+        {**passed_check(function), "file": file, "points": worth, "earned": worth, "of": worth}
+        for file, functions in POINTS.items() for function, worth in functions.items()])
+
+
+@needs_linux
+def test_points_are_changed_by_hand_with_a_reason_and_back(tmp_path, run, monkeypatch):
+    """Also in a run that finds everybody graded, and the seed stays."""
+    cohort, out, written = three_students(tmp_path / "cohort"), tmp_path / "out", []
+    path = put(out, {"overrides.csv": (HEAD + "bob,ex2_reward.pool_scores,0.5,copied\n").encode()}
+               ) / "overrides.csv"
+    real = reports.write_all
+    monkeypatch.setattr(gradebook, "write_all",
+                        lambda grade, out: written.append(grade.name) or real(grade, out))
+    seeds = []
+    for round in range(3):
+        grades = run(cohort, out)
+        changes = gradebook.read_overrides(path, list(grades)) if round < 2 else {}
+        gradebook.override(grades.values(), changes, out)
+        reports.write_csv(list(grades.values()), out / "grades.csv")
+        points = 11.5 if round < 2 else 14
+        seeds.append(grades["bob"].seed)
+        assert [grade.total() for grade in grades.values()] == [14, points, 14]
+        words = "ex2_reward.pool_scores: 0.5 by hand instead of 3: copied"
+        for file in "reports/bob.md", "gradescope/bob/results.json", "grades.csv":
+            assert (words in (out / file).read_text("utf-8-sig")) == (round < 2), file
+        assert f"bob: {points:g} of 100" in (out / "reports" / "bob.md").read_text("utf-8")
+        scores = json.loads((out / "gradescope" / "bob" / "results.json").read_text("utf-8"))
+        assert scores["score"] == points
+        assert written == [["bob"], ["bob"], ["bob", "bob"]][round]
+    assert len(set(seeds)) == 1
+
+
+@pytest.mark.parametrize("row, words", [
+    ("bbo,ex2_reward.pool_scores,1,x", "line 2: no submission is called 'bbo'"),
+    ("bob,pool_scores,1,x", "no column of grades.csv"), ("bob,ex2_reward,1,x", "no column"),
+    ("bob,ex2_reward.pool_scores,4,x", "0 to 3"), ("bob,ex2_reward.pool_scores,-1,x", "0 to 3"),
+    ("bob,ex2_reward.pool_scores,many,x", "0 to 3"), ("bob,ex2_reward.pool_scores,nan,x", "0 to 3"),
+    ("bob,ex2_reward.pool_scores,1,", "needs a reason"), ("bob", "no column"),
+    ("bob,ex2_reward.pool_scores,1,x\nbob,ex2_reward.pool_scores,2,y", "line 3: it is there twice"),
+    ("bob,ex2_reward.pool_scores,1,\xff", "cannot be read")])
+def test_a_change_that_cannot_be_meant_is_an_error_before_grading(row, words, tmp_path, quick,
+                                                                 monkeypatch, capsys):
+    three_students(tmp_path / "cohort")
+    monkeypatch.setattr(command, "grade_cohort", None)  # would be called
+    put(tmp_path, {"out/overrides.csv": (HEAD + row).encode("latin-1")})
+    assert main(tmp_path / "cohort", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "overrides.csv" in error and words in error
+
+
+CANVAS_ROSTER = ("\ufeffStudent,ID,SIS User ID,SIS Login ID,Section,Essay (7)\n"
+                 "    Points Possible,,,,,10\n"
+                 '"Smith, Alice",12345,S1,asmith,Monday,9\n"Lee, Bo",678,S2,blee,Monday,\n'
+                 '"Lee, Bo",679,S3,blee2,Monday,\n"Ng, Cy",99,S4,cng,Monday,\n')
+MOODLE_ROSTER = ("First name;Surname;ID number;Email address\nAlice;Smith;S1;alice@x.org\n"
+                 "Zoë;Öz;S2;zoe@x.org\n")
+
+
+@pytest.mark.parametrize("roster, name, who", [
+    (CANVAS_ROSTER, "smithalice_12345_99_rlhf", "12345"), (CANVAS_ROSTER, "smithalice", "12345"),
+    (CANVAS_ROSTER, "Alice Smith", "12345"), (CANVAS_ROSTER, "alice_smith", "12345"),
+    (CANVAS_ROSTER, "rlhf-asmith", "12345"), (CANVAS_ROSTER, "S1", "12345"),
+    (CANVAS_ROSTER, "leebo_LATE_679_12345_rlhf", "679"), (CANVAS_ROSTER, "blee", "678"),
+    (CANVAS_ROSTER, "leebo_12345", "12345"), (CANVAS_ROSTER, "leebo", None),
+    (CANVAS_ROSTER, "somebody", None), (CANVAS_ROSTER, "123456", None),
+    (CANVAS_ROSTER, "912345", None),
+    (MOODLE_ROSTER, "Alice Smith_4711_assignsubmission_file_", "S1"),
+    (MOODLE_ROSTER, "zoe@x.org", "S2"), (MOODLE_ROSTER, "Zoë Öz_4_assignsubmission_file_", "S2"),
+    ("identifier,github_username,name\nAlice Smith,octo-cat,\nBo,cat,\n", "rlhf-octo-cat", None),
+    ("identifier,github_username,name\nS1,octo-cat,Alice\nS2,bo,\n", "rlhf-octo-cat", "S1"),
+    ("Identifier,Full name,Email address\nParticipant 4711,Alice Smith,a@x.org\n",
+     "Alice Smith_4711_assignsubmission_file_", "Participant 4711")])
+def test_a_submission_finds_its_row_in_the_roster(roster, name, who, tmp_path):
+    (tmp_path / "roster.csv").write_text(roster, encoding="utf-8")
+    people = gradebook.read_roster(tmp_path / "roster.csv")
+    found, notes, missing = gradebook.join(people, [name])
+    assert (name in found) == (who is not None) == (name not in notes)
+    assert len(missing) == len(people) - len(found)
+    if who is not None:
+        assert who in (found[name].shown_id(), found[name].row.get("id"))
+
+
+def gradebook_of(tmp_path, kind, roster, names):
+    """write_tables() of right grades. -> (rows of the file to import, rows of grades.csv, missing,
+    grades)"""
+    (tmp_path / "roster.csv").write_text(roster, encoding="utf-8")
+    people = gradebook.read_roster(tmp_path / "roster.csv")
+    gradebook.check_columns(people, kind, "roster.csv")
+    grades = [right_grade(name) for name in names]
+    options = SimpleNamespace(out=tmp_path, format=kind, assignment="RLHF (4)", similarity=False)
+    missing = command.write_tables(grades, people, [], options)
+    tables = []
+    for name in f"{kind}.csv", "grades.csv":
+        with open(tmp_path / name, newline="", encoding="utf-8-sig") as file:
+            tables.append(list(csv.reader(file)))
+    return *tables, missing, grades
+
+
+def test_canvas_gets_its_five_columns_and_the_points_possible(tmp_path):
+    """Bo Lee has two rows and Alice two submissions: both are for a human, and have no row."""
+    names = ["cng_99_7_x", "leebo", "smithalice_12345_4_a", "smithalice_12345_5_b"]
+    table, gradebook_, missing, grades = gradebook_of(tmp_path, "canvas", CANVAS_ROSTER, names)
+    assert table == [
+        ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", "RLHF (4)"],
+        ["    Points Possible", "", "", "", "", "100"],
+        ["Ng, Cy", "99", "S4", "cng", "Monday", "100"]]
+    assert (tmp_path / "canvas.csv").read_bytes().startswith(b"Student,")  # no BOM
+    assert missing == ["Lee, Bo", "Lee, Bo"]
+    rows = {row[0]: dict(zip(gradebook_[0], row)) for row in gradebook_[1:]}
+    assert [row[1:3] for row in gradebook_[1:3]] == [["Lee, Bo", "S2"], ["Lee, Bo", "S3"]]
+    assert rows["cng_99_7_x"]["name"] == "Ng, Cy" and rows["cng_99_7_x"]["id"] == "S4"
+    assert "nothing was handed in" in gradebook_[1] and {len(row) for row in gradebook_} == {
+        len(gradebook_[0])}
+    text = reports.by_hand(grades, [], missing)
+    assert "Lee, Bo: in the roster, and nothing was handed in" in text and "  cng" not in text
+    assert "leebo: whose it is does not follow" in text and "(in the roster: Lee, Bo, Lee" in text
+    assert "Smith, Alice has handed in smithalice_12345_5_b as well" in text
+
+
+def test_moodle_gets_the_columns_that_name_a_user(tmp_path):
+    names = ["Alice Smith_4_assignsubmission_file_", "Zoë Öz_5_assignsubmission_file_"]
+    table, *_ = gradebook_of(tmp_path, "moodle", MOODLE_ROSTER, names)
+    assert table == [["Email address", "ID number", "RLHF (4)"], ["alice@x.org", "S1", "100"],
+                     ["zoe@x.org", "S2", "100"]]
+
+
+@pytest.mark.parametrize("kind, roster, words", [
+    ("canvas", None, "--roster"), ("canvas", "Name,Email\nA,b\n", "no columns Student and ID"),
+    ("moodle", "Name,Mail\nA,b\n", "no column Email address, ID number"),
+    ("moodle", "a,b\n1,2\n", "names nobody"), ("moodle", "", "names nobody"),
+    ("moodle", "Name\n\xff", "cannot be read")])
+def test_a_roster_that_does_not_do_is_an_error_before_grading(kind, roster, words, tmp_path, quick,
+                                                             monkeypatch, capsys):
+    three_students(tmp_path / "cohort")
+    monkeypatch.setattr(command, "grade_cohort", None)
+    more = []
+    if roster is not None:
+        (tmp_path / "roster.csv").write_bytes(roster.encode("latin-1"))
+        more = ["--roster", tmp_path / "roster.csv"]
+    assert main(tmp_path / "cohort", "--out", tmp_path / "out", "--format", kind, *more) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error and not (tmp_path / "out").exists()
+
+
+def test_the_command_joins_and_says_who_is_missing(tmp_path, quick, capsys):
+    put(tmp_path, {f"cohort/14/{FILE}": ANSWER})
+    (tmp_path / "roster.csv").write_text("Name,ID number\nAlice,14\nBob,15\n")
+    command.main([str(tmp_path / "cohort"), "--out", str(tmp_path / "out"), "--format", "moodle",
+                  "--roster", str(tmp_path / "roster.csv")])
+    assert capsys.readouterr().out.endswith(
+        "Check by hand (1):\n  Bob: in the roster, and nothing was handed in\n")
+    assert (tmp_path / "out" / "moodle.csv").read_text() == "ID number,RLHF exercises\n14,14\n"
 
 
 # ---- Grading again ------------------------------------------------------------------------------
@@ -802,7 +968,8 @@ def quick(monkeypatch, answers_runs):
     monkeypatch.setattr(command, "runs_of_the_answers", lambda: answers_runs)
     monkeypatch.setattr(command, "grade_cohort", lambda cohort, *args: [
         Grade(name, "", 0, [], [], [{"file": "ex1_sft", "name": "f", "status": "passed",
-                                     "points": float(name), "mistake": ""}])
+                                     "points": float(name), "earned": float(name),
+                                     "reason": "", "mistake": ""}])
         for _, name in cohort])
 
 
@@ -850,7 +1017,7 @@ def test_similarity_finds_a_copy_with_other_names(tmp_path):
 
 def passed_check(name="f"):
     return {"file": "ex1_sft", "name": name, "points": 1, "of": 1, "status": "passed",
-            "cases": [1, 1], "mistake": "", "report": ""}
+            "earned": 1, "reason": "", "cases": [1, 1], "mistake": "", "report": ""}
 
 
 def test_nothing_of_the_environment_changes_the_grading(tmp_path, monkeypatch, answers_runs):

@@ -180,7 +180,9 @@ def as_check(result, submission):
     if is_salvaged and result.status == "missing":
         result.status, result.message = "crashed", "it does not parse"
     share = earned_share(result) * (Fraction(submission.salvage) if is_salvaged else 1)
-    return {"file": blank.file, "name": blank.name, "of": worth, "points": in_halves(worth, share),
+    points = in_halves(worth, share)
+    return {"file": blank.file, "name": blank.name, "of": worth, "points": points,
+            "earned": points, "reason": "",  # overrides.csv may change the points
             "status": STATUSES.get(result.status, result.status),
             "cases": [len(result.right), result.total],
             "mistake": result.mistake.name if result.mistake else "", "report": told(result)}
