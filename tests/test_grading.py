@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import grade as command
 import pytest
 import torch
+import yaml
 from checks import BLANKS, FILES, RUNS, client
 from checks.client import LockedWorker, Nursery
 from checks.core import ROOT, Result, compare, load_answers, performed
@@ -1003,6 +1005,33 @@ def test_what_is_no_submission_is_named(tmp_path, quick, capsys):
     (tmp_path / "cohort" / "carol.txt").symlink_to("bob.tar.gz")
     command.main([str(tmp_path / "cohort"), "--out", str(tmp_path / "out")])
     assert f"zip files: bob.tar.gz, carol.txt, {FILE}\n" in capsys.readouterr().out
+
+
+def workflow():
+    """The one in INSTRUCTORS.md, as a dictionary."""
+    text = (ROOT / "tests" / "INSTRUCTORS.md").read_text("utf-8")
+    return yaml.load(re.search(r"```yaml\n(.*?)```", text, re.S)[1], yaml.BaseLoader)
+
+
+def test_no_student_can_edit_or_start_the_workflow_that_grades():
+    """It runs in a repository of its own, when the instructor or the clock says so."""
+    assert set(workflow()["on"]) <= {"workflow_dispatch", "schedule"}
+    assert workflow()["permissions"] == {"contents": "read"}
+
+
+def test_the_workflow_has_a_token_in_one_step_and_grades_in_another():
+    steps = workflow()["jobs"]["grade"]["steps"]
+    whole = str(workflow())
+    with_secret = [step for step in steps if "secrets." in str(step)]
+    grading = [step for step in steps if "grade.py" in str(step)]
+    assert len(with_secret) == len(grading) == 1 and with_secret != grading
+    assert whole.count("secrets.") == 1 and "secrets." in str(with_secret[0]["env"])
+    checkout = next(step for step in steps if "checkout" in step.get("uses", ""))
+    assert checkout["with"]["persist-credentials"] == "false"
+    words = shlex.split(grading[0]["run"])
+    assert words[:2] == ["python", "course/tests/grade.py"]
+    options = command.parse(words[2:])
+    assert options.strict and not options.one and str(options.roster) == "course/roster.csv"
 
 
 def test_similarity_finds_a_copy_with_other_names(tmp_path):
