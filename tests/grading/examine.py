@@ -70,7 +70,7 @@ def examine(submission, nursery=None):
         for file, content in submission.files.items():
             Path(folder, f"{file}.py").write_bytes(content)
         collected = [collect(blank, ask, seed) for blank in BLANKS]
-        for file in salvage(submission, collected, folder):
+        for file in salvage(submission, collected, worker):
             collected = [collect(blank, ask, seed) if blank.file == file else parts
                          for blank, parts in zip(BLANKS, collected)]
         runs = [ask({"file": run.file, "run": run.file}, RUN_SECONDS) for run in RUNS]
@@ -92,13 +92,14 @@ def why_not_loaded(collected):
     return found
 
 
-def salvage(submission, collected, folder):
+def salvage(submission, collected, worker):
     """Put what parses in the place of files that do not load. -> those files."""
     saved = {}
     for file, message in why_not_loaded(collected).items() if submission.salvage else ():
         if found := what_parses(submission.files[file]):
             content, functions = found
-            Path(folder, f"{file}.py").write_bytes(content)
+            worker.stop()  # the next request starts it anew: nothing of the first try is left
+            Path(worker.folder, f"{file}.py").write_bytes(content)
             saved[file] = f"{in_a_line(message)}; {functions} functions parse by themselves"
     submission.salvaged = saved
     return list(saved)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from .examine import FULL_POINTS, POINTS
-from .reports import for_spreadsheet, write_all, write_table
+from .reports import clean, for_spreadsheet, write_all, write_table
 from .submissions import CANVAS
 
 IDS = ("id", "id number", "identifier", "sis user id", "sis login id", "integration id", "username",
@@ -107,7 +107,7 @@ def read_roster(path):
         name = (row.get("student") or row.get("name") or row.get("full name")
                 or " ".join(both).strip() or row.get("identifier", ""))
         if name and "points possible" not in name.lower():  # Canvas's second row
-            people.append(Person(name, row))
+            people.append(Person(clean(name), row))
     if not people:
         raise ValueError(f"{path} names nobody: it needs a column Student, Name or Full name, or "
                          "First name and Last name")
