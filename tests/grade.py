@@ -145,7 +145,7 @@ def grade_once_more(place, first, options, nursery, answers_runs):
     grade of the two."""
     submission = handed_in(place, options)
     second = judged(submission, lambda: examine.examine(submission, nursery), answers_runs)
-    if second.total() <= first.total():
+    if second.earned() <= first.earned():
         return first
     return written(second, submission, options.out)
 

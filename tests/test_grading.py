@@ -286,6 +286,22 @@ def test_files_as_canvas_names_them_are_a_submission_an_owner(tmp_path):
     assert submissions["leebob_7-files"].files == {"ex1_sft": b"3"}
 
 
+def test_a_folder_with_one_zip_file_is_what_moodle_makes_of_it(tmp_path):
+    """Two of them, or a link to one, are for a human."""
+    folder = tmp_path / "Alice Smith_4711_assignsubmission_file_"
+    folder.mkdir()
+    put_zip(folder / "submission.zip", {FILE: ANSWER})
+    assert read_one(folder).files == {"ex2_reward": ANSWER} and read_one(folder).notes == []
+    put_zip(folder / "older.zip", {FILE: b""})
+    assert read_one(folder).files == {}
+    assert "not unpacked: older.zip, submission.zip" in read_one(folder).notes[1]
+    put_zip(tmp_path / "other.zip", {FILE: ANSWER})
+    for name in "older.zip", "submission.zip":
+        (folder / name).unlink()
+    (folder / "submission.zip").symlink_to("../other.zip")
+    assert read_one(folder).files == {} and "not unpacked" in read_one(folder).notes[1]
+
+
 BROKEN = ANSWER + b"\ndef f(:\n"
 FUNCTIONS = ["last_token_index", "pool_scores", "preference_probability", "pairwise_loss",
              "preference_accuracy"]
@@ -907,6 +923,21 @@ def test_a_second_try_never_costs_points(tmp_path, run, slow_beside_others, monk
     monkeypatch.setattr(examine, "grade", worse)
     assert run(cohort, out)["bob"].total() == 9 and len(first) == 2
     assert "bob: 9 of 100" in (out / "reports" / "bob.md").read_text("utf-8")
+
+
+@needs_linux
+def test_points_changed_by_hand_do_not_decide_which_try_is_better(tmp_path, run,
+                                                                  slow_beside_others):
+    """Bob's 9 points, too late twice, were raised to 14. The next try, which is in time, counts."""
+    cohort, out = three_students(tmp_path / "cohort"), tmp_path / "out"
+    slow_beside_others.times = 2
+    raised = {"bob": {("ex2_reward", "pool_scores"): (3, "the server was slow"),
+                      ("ex2_reward", "training_run"): (2, "as well")}}
+    first = run(cohort, out)
+    gradebook.override(first.values(), raised, out)
+    assert first["bob"].total() == 14 and first["bob"].earned() == 9
+    again = run(cohort, out)
+    assert again["bob"].earned() == 14 and not again["bob"].late
 
 
 def test_a_changed_grader_grades_again(tmp_path, monkeypatch):

@@ -48,6 +48,10 @@ class Grade:
         return round(sum(check["points"] for check in self.checks
                          if file in (None, check["file"])), 2)
 
+    def earned(self):
+        """The points without what was changed by hand."""
+        return sum(check["earned"] for check in self.checks)
+
 
 def examine(submission, nursery=None):
     """Run what was handed in. -> (seed, protections, what came out): nothing is judged yet."""

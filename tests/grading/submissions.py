@@ -18,7 +18,7 @@ MAX_BYTES, MAX_ZIP_BYTES = 256 * 2**10, 64 * 2**20  # of an exercise file, of a 
 MAX_DIRECTORY_BYTES = 2**20  # a zip file's list of its files: ten thousand of them
 MAX_DEPTH = 5
 PACKED = (".zip", ".7z", ".rar", ".gz", ".tgz", ".tar")
-OUR_OWN = re.compile(r"lesson\d_\w+\.py|(load|conftest|test_mine)\.py")  # beside the exercises
+OUR_OWN = re.compile(r"lesson\d_\w+\.py|(load|look|conftest|test_mine)\.py")  # beside the exercises
 CANVAS = re.compile(r"(.+?)(?:_LATE)?_(\d+)_\d+_")  # alicesmith_LATE_123_45678_ex3_ppo-1.py
 SKIPPED = {"answers", "tests", "__MACOSX", "__pycache__", "node_modules", "runs", "site-packages"}
 
@@ -112,12 +112,21 @@ def read(path, name, names):
         elif path.is_symlink():
             raise ValueError("it is a link; put the folder or zip file itself in its place")
         else:
-            found = from_zip(path, submission) if path.is_file() else from_folder(path, submission)
+            archive = path if path.is_file() else only_archive_in(path)
+            found = from_zip(archive, submission) if archive else from_folder(path, submission)
         choose(found, submission, names)
     except Exception as error:  # what zipfile raises on damaged files is many things
         shown = name if isinstance(path, list) else path.name
         submission.notes.append(f"{shown} cannot be read: {error}")
     return submission
+
+
+def only_archive_in(folder):
+    """The zip file that is all there is in a folder: Moodle puts what is handed in into one."""
+    inside = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    is_one = (len(inside) == 1 and inside[0].suffix.lower() == ".zip"
+              and inside[0].is_file() and not inside[0].is_symlink())
+    return inside[0] if is_one else None
 
 
 def exercise_in(name):
