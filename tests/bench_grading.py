@@ -54,7 +54,8 @@ def make_cohort(folder, size):
 
 def timed(cohort, out, jobs, nursery, answers_runs):
     begun = time.perf_counter()
-    grades = grade_cohort(cohort, SimpleNamespace(out=out, jobs=jobs), nursery, answers_runs)
+    options = SimpleNamespace(out=out, jobs=jobs, salvage=0)
+    grades = grade_cohort(cohort, options, nursery, answers_runs)
     return time.perf_counter() - begun, grades
 
 

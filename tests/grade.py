@@ -24,8 +24,8 @@ import torch  # noqa: E402
 from checks import FILES, RUNS  # noqa: E402
 from checks.client import LockedWorker, Nursery  # noqa: E402
 from checks.core import ROOT, load_answers  # noqa: E402
-from grading import examine, reports, similarity  # noqa: E402
-from grading.submissions import find_cohort, read  # noqa: E402
+from grading import examine, gradebook, reports, similarity  # noqa: E402
+from grading.submissions import find_cohort, read, sort_out  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 FIRST_TIER = {"landlock", "seccomp"}
@@ -47,6 +47,15 @@ def parse(arguments):
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="submissions at a time")
     parser.add_argument("--strict", action="store_true",
                         help="refuse to grade without the first tier: landlock and seccomp")
+    parser.add_argument("--salvage", type=float, nargs="?", const=0.5, default=0, metavar="SHARE",
+                        help="of a file that does not load, grade the functions that parse, for "
+                        "this share of their points (0.5)")
+    parser.add_argument("--roster", type=Path, metavar="FILE",
+                        help="a CSV file with names and ids, such as the gradebook's export")
+    parser.add_argument("--format", choices=["canvas", "moodle"],
+                        help="also write canvas.csv or moodle.csv, to be imported there")
+    parser.add_argument("--assignment", default="RLHF exercises", metavar="NAME",
+                        help="the column's name in that file (RLHF exercises)")
     parser.add_argument("--similarity", action="store_true",
                         help="also write similarity.csv: pairs of submissions to look at")
     parser.add_argument("--pass_mark", type=float, default=None,
@@ -54,6 +63,10 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         fail("--jobs must be at least 1")
+    if options.format and not options.roster:
+        fail("--format needs --roster: the ids that are imported stand there")
+    if not 0 <= options.salvage <= 1:
+        fail("--salvage must be between 0 and 1")
     if options.pass_mark is not None and not math.isfinite(options.pass_mark):
         fail("--pass_mark must be a number")
     return options
@@ -103,6 +116,12 @@ def grade_cohort(cohort, options, nursery, answers_runs):
     return grades
 
 
+def handed_in(place, options):
+    submission = read(*place, FILES)
+    submission.salvage = options.salvage
+    return submission
+
+
 def judged(submission, examined, answers_runs):
     """-> the Grade. `examined()` gives what examine.examine found, or raises what it raised."""
     try:
@@ -124,9 +143,9 @@ def written(grade, submission, out):
 def grade_once_more(place, first, options, nursery, answers_runs):
     """Alone, because a timeout may have been the fault of whatever ran beside it. -> the better
     grade of the two."""
-    submission = read(*place, FILES)
+    submission = handed_in(place, options)
     second = judged(submission, lambda: examine.examine(submission, nursery), answers_runs)
-    if second.total() <= first.total():
+    if second.earned() <= first.earned():
         return first
     return written(second, submission, options.out)
 
@@ -137,7 +156,7 @@ def grade_side_by_side(cohort, options, nursery, answers_runs):
     grades = []
 
     def begin(place):
-        submission = read(*place, FILES)
+        submission = handed_in(place, options)
         before = graded_before(submission, options.out)
         return submission, before, None if before else pool.submit(
             examine.examine, submission, nursery)
@@ -156,17 +175,46 @@ def grade_side_by_side(cohort, options, nursery, answers_runs):
     return grades
 
 
-def main(arguments):
-    options = parse(arguments)
-    torch.set_num_threads(1)
+def prepare(options):
+    """Whatever can be wrong before anything is graded. -> (cohort, points changed by hand, people
+    of the roster or None)"""
     check_output(options)
     try:
         cohort = find_cohort(options.cohort, options.one, options.out.resolve())
+        changes = gradebook.read_overrides(options.out / "overrides.csv",
+                                           [name for _, name in cohort])
+        people = gradebook.read_roster(options.roster) if options.roster else None
+        if options.format:
+            gradebook.check_columns(people, options.format, options.roster)
         options.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         fail(str(error))
     if not (ROOT / "answers").is_dir():
         fail(f"{ROOT / 'answers'} is missing: the grader compares with it")
+    return cohort, changes, people
+
+
+def write_tables(grades, people, cohort, options):
+    """grades.csv, and what else was asked for. -> who in the roster has handed in nothing"""
+    found, missing = None, []
+    if people:
+        found, unclear, missing = gradebook.join(people, [grade.name for grade in grades])
+        for grade in grades:
+            if grade.name in unclear:
+                grade.notes.append(unclear[grade.name])
+    reports.write_csv(grades, options.out / "grades.csv", found, missing)
+    if options.format:
+        gradebook.write_import(options.format, options.assignment, grades, found, unclear,
+                               options.out / f"{options.format}.csv")
+    if options.similarity:
+        similarity.write_csv(cohort, options.out / "similarity.csv")
+    return [person.name for person in missing]
+
+
+def main(arguments):
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    cohort, changes, people = prepare(options)
     nursery = Nursery() if platform.system() == "Linux" else None
     try:
         active = protections_here(nursery, options.out.resolve())
@@ -179,11 +227,13 @@ def main(arguments):
     finally:
         if nursery:
             nursery.stop()
-    reports.write_csv(grades, options.out / "grades.csv")
-    if options.similarity:
-        similarity.write_csv(cohort, options.out / "similarity.csv")
+    gradebook.override(grades, changes, options.out)
+    missing = write_tables(grades, people, cohort, options)
     print(reports.summary(grades))
     print(f"Written to {options.out}: grades.csv, reports/, junit/, gradescope/")
+    left_out = [] if options.cohort.is_file() or options.one else sort_out(
+        options.cohort, options.out.resolve())[1]
+    print(reports.by_hand(grades, left_out, missing))
     if options.pass_mark is not None:
         sys.exit(int(any(grade.total() < options.pass_mark for grade in grades)))
 

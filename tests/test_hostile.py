@@ -18,6 +18,7 @@ import time
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ import pytest
 from checks import FILES, client
 from checks.client import Nursery
 from checks.core import ROOT
-from grading import examine, reports, similarity
+from grading import examine, reports, salvage, similarity
 from grading.submissions import MAX_ZIP_BYTES, Submission, find_cohort, read, safe
 from hostile import LETTERS
 from hostile.archives import ARCHIVES, BOMB, NAMES, STUB, archive, many_entries, named
@@ -68,7 +69,7 @@ class Grader:
 
         def work():
             try:
-                options = SimpleNamespace(out=out, jobs=jobs)
+                options = SimpleNamespace(out=out, jobs=jobs, salvage=0)
                 found.append(command.grade_cohort(find_cohort(cohort), options,
                                                   self.nursery, self.answers_runs))
             except BaseException as error:
@@ -411,6 +412,42 @@ def test_similarity_survives_files_that_are_hard_to_parse(tmp_path, capsys):
     assert (tmp_path / "similarity.csv").exists()
     seen = capsys.readouterr().out
     assert all(f"ex2_reward.py of {name}\n" in seen for name in texts)
+
+
+LONG = 2**16 - 100
+HARD = {"minus": b"x = " + b"-" * LONG + b"1", "dots": b"x = a" + b".a" * (LONG // 2 - 2),
+        "brackets": b"def f(): return " + b"(" * LONG, "sum": b"x = 1" + b"+1" * (LONG // 2 - 2),
+        "calls": b"def f(): return " + b"f(" * 3000 + b")" * 3000, "zero": b"def f(): 0\0\n",
+        "latin": b"def f(): '\xff'", "definitions": b"def f(:\n" * (LONG // 8),
+        "one definition": b"def f(\n" + b"x\n" * (LONG // 2 - 4), "large": b"#" * 2**17}
+
+
+@pytest.mark.parametrize("text", HARD.values(), ids=HARD)
+def test_salvage_survives_files_that_are_hard_to_parse(text):
+    """In a thread, as in the grader, whose stack is smaller; and in modest memory."""
+    with ThreadPoolExecutor(1) as pool:
+        tracemalloc.start()
+        try:
+            found = pool.submit(salvage.what_parses, text).result(BOUND)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert found is None and peak < 2**26, peak
+
+
+def test_salvage_runs_nothing_of_a_file_in_the_judging_process(grader, place):
+    """What would be run when a file is loaded, or by a decorator or a default, says where it is."""
+    code = (f"import os\nopen({str(place / 'canary' / 'ran')!r}, 'w')\n"
+            "def f(x=os.kill(os.getpid(), 9)):\n    pass\n" + answers_text() + "def g(:\n")
+    (place / "cohort" / "hostile").mkdir()
+    (place / "cohort" / "hostile" / "ex2_reward.py").write_text(code, encoding="utf-8")
+    options = SimpleNamespace(out=place / "out", jobs=2, salvage=0.5)
+    grades = {grade.name: grade for grade in command.grade_cohort(
+        find_cohort(place / "cohort"), options, grader.nursery, grader.answers_runs)}
+    assert [grades[name].total() for name in HONEST] == [14, 11]
+    assert grades["hostile"].total() == 0 and len(grades["hostile"].notes) == 1
+    assert "does not load" in grades["hostile"].notes[0]
+    assert sorted(path.name for path in (place / "canary").iterdir()) == ["canary.txt"]
 
 
 def nested(number, statements):

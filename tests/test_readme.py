@@ -71,7 +71,7 @@ def test_the_settings_stand_at_the_end():
 
 
 @pytest.mark.parametrize("page", ["README.md", "exercises/README.md", "exercises/WHY.md",
-                                  "answers/README.md"])
+                                  "exercises/TEACHING.md", "answers/README.md"])
 def test_every_link_leads_somewhere(page):
     """To a file that is there, and to a heading that it has."""
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -98,6 +98,26 @@ def test_the_answers_are_explained():
         known = {re.sub(r" \(\d+\)$", "", mistake.name) for mistake in blank.mistakes}
         named = re.findall(r"^\| (?!mistake|---)(.*?) \| .{30,} \|$", entry, re.MULTILINE)
         assert len(named) >= 2 and set(named) <= known, (blank, set(named) - known)
+
+
+def test_the_page_for_teachers_has_every_blank_in_its_lesson():
+    """A session a lesson, its blanks in order with what confuses and what helps, and questions with
+    answers; and every experiment in the table of the homework."""
+    text = (ROOT / "exercises" / "TEACHING.md").read_text(encoding="utf-8")
+    sessions = re.split(r"^## ", text, flags=re.MULTILINE)
+    for number, file in enumerate(dict.fromkeys(blank.file for blank in BLANKS), 1):
+        session = next(part for part in sessions if part.startswith(f"Session {number}: "))
+        rows = re.findall(r"^\| `(\w+)` \| (.{10,}) \| (.{10,}) \|$", session, re.MULTILINE)
+        assert [row[0] for row in rows] == [b.name for b in BLANKS if b.file == file]
+        assert "**Goals.**" in session
+        questions = re.findall(r"^\d\. \*[^*]+\?\* .{40,}", session, re.MULTILINE)
+        assert len(questions) >= 4, (number, questions)
+    homework = next(part for part in sessions if part.startswith("The experiments as homework"))
+    sheet = (ROOT / "exercises" / "EXPERIMENTS.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (\d)\. ", sheet, re.MULTILINE)
+    assert re.findall(r"^\| \[(\d)\]\(EXPERIMENTS", homework, re.MULTILINE) == titles
+    points = re.findall(r"^\| (\d), the ", homework, re.MULTILINE)
+    assert sum(map(int, points)) == int(re.search(r"\| points of (\d+) \|", homework)[1])
 
 
 if __name__ == "__main__":

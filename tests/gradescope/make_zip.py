@@ -12,7 +12,7 @@ ROOT = HERE.parent.parent
 
 def main(target):
     wanted = [ROOT / name for name in ("requirements.txt", "tests/grade.py", "tests/points.json",
-                                       "tests/grading/pytest.ini")]
+                                       "tests/kinds.json", "tests/grading/pytest.ini")]
     for folder in "answers", "tests/checks", "tests/worker", "tests/grading":
         wanted += sorted((ROOT / folder).glob("*.py"))
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -6,6 +6,7 @@ import html
 import io
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -27,11 +28,11 @@ def write_atomically(path, text, encoding="utf-8"):
     os.replace(fresh, path)
 
 
-def write_table(rows, path):
-    """Rows of cells as CSV."""
+def write_table(rows, path, encoding="utf-8-sig"):
+    """Rows of cells as CSV. (Excel needs the BOM.)"""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    write_atomically(path, text.getvalue(), "utf-8-sig")  # Excel needs the BOM
+    write_atomically(path, text.getvalue(), encoding)
 
 
 def clean(text):
@@ -44,23 +45,40 @@ def for_spreadsheet(text):
     return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def write_csv(grades, path):
-    rows = [["student", *POINTS, "total", "of", "statuses", "protections", "notes"]]
+def write_csv(grades, path, people=None, missing=()):
+    """A row a submission. With a roster, people is {submission: Person}, there are names and ids,
+    and who has handed in nothing has a row as well."""
+    checks = [f"{file}.{name}" for file in POINTS for name in POINTS[file]]
+    head = ["student", *(["name", "id"] if people is not None else []), *POINTS, "total", "of",
+            "statuses", "protections", "notes", *checks]
+    rows = [[for_spreadsheet(cell) for cell in ["", person.name, person.shown_id()]]
+            + [""] * (len(head) - 4 - len(checks)) + ["nothing was handed in"] + [""] * len(checks)
+            for person in missing]
     for grade in grades:
         counts = Counter(check["status"] for check in grade.checks)
-        rows.append([for_spreadsheet(grade.name), *(grade.total(file) for file in POINTS),
-                     grade.total(), FULL_POINTS,
-                     "; ".join(f"{n} {name}" for name, n in sorted(counts.items())),
+        points = {f"{check['file']}.{check['name']}": check["points"] for check in grade.checks}
+        person = people.get(grade.name) if people else None
+        who = [person.name, person.shown_id()] if person else ["", ""]
+        rows.append([*map(for_spreadsheet, [grade.name, *(who if people is not None else [])]),
+                     *(f"{grade.total(file):g}" for file in POINTS), f"{grade.total():g}",
+                     FULL_POINTS, "; ".join(f"{n} {name}" for name, n in sorted(counts.items())),
                      " ".join(grade.protections) or "none",
-                     for_spreadsheet("; ".join(grade.notes))])
-    write_table(rows, path)
+                     for_spreadsheet("; ".join([*grade.notes, *changed_by_hand(grade)])),
+                     *(f"{points[name]:g}" if name in points else "" for name in checks)])
+    write_table([head, *rows], path)
+
+
+def changed_by_hand(grade):
+    """What overrides.csv says of this submission, a line a function."""
+    return [f"{check['file']}.{check['name']}: {check['points']:g} by hand instead of "
+            f"{check['earned']:g}: {check['reason']}" for check in grade.checks if check["reason"]]
 
 
 def markdown(grade):
     """The report for one student. What comes from the student's code stands in indented blocks."""
     lines = [f"# {html.escape(grade.name)}: {grade.total():g} of {FULL_POINTS} points", ""]
-    if grade.notes:
-        lines += [*(f"- {html.escape(note)}" for note in grade.notes), ""]
+    if notes := [*grade.notes, *changed_by_hand(grade)]:
+        lines += [*(f"- {html.escape(note)}" for note in notes), ""]
     lines += ["| exercise | function | status | cases right | points |", "| --- " * 5 + "|"]
     for check in grade.checks:
         right, total = check["cases"]
@@ -85,8 +103,9 @@ def gradescope(grade):
               "max_score": check["of"], "output": check["report"], "output_format": "text",
               "status": "passed" if check["status"] == "passed" else "failed",
               "visibility": "visible"} for check in grade.checks]
-    return {"score": grade.total(), "output": "\n".join(grade.notes), "output_format": "text",
-            "visibility": "visible", "stdout_visibility": "hidden", "tests": tests}
+    return {"score": grade.total(), "output_format": "text", "visibility": "visible",
+            "output": "\n".join([*grade.notes, *changed_by_hand(grade)]),
+            "stdout_visibility": "hidden", "tests": tests}
 
 
 class Checks:
@@ -150,16 +169,37 @@ def summary(grades):
         bar = "#" * round(40 * here / len(totals))
         lines.append(f"  {low:>3}-{low + 10:<3}% {here:>4} {bar}")
     wrong, mistakes = Counter(), Counter()
-    for check in (check for grade in grades for check in grade.checks):
-        if check["status"] not in ("passed", "not_started"):
-            wrong[f"{check['file']}.{check['name']}"] += 1
-        if check["mistake"]:
-            mistakes[f"{check['file']}.{check['name']}: {check['mistake']}"] += 1
+    for grade in grades:
+        wrong.update(f"{file}.py does not load" for file in grade.not_loaded)
+        for check in grade.checks:
+            name = f"{check['file']}.{check['name']}"
+            if (check["status"] not in ("passed", "not_started")
+                    and check["file"] not in grade.not_loaded):
+                wrong[name] += 1
+            if check["mistake"]:
+                mistakes[f"{name}: {without_number(check['mistake'])}"] += 1
     for title, counter in ("Most often wrong", wrong), ("Commonest known mistakes", mistakes):
         lines += [f"{title}:" if counter else f"{title}: none"]
         lines += [f"  {n:>4} {name}" for name, n in counter.most_common(5)]
-    odd = [grade.name for grade in grades if grade.notes or any(
-        check["status"] in ("tampered", "timeout") for check in grade.checks)]
-    if odd:
-        lines.append(f"Look at yourself (notes, timeouts, tampering): {', '.join(odd[:20])}")
     return "\n".join(lines)
+
+
+def without_number(mistake):
+    """A known mistake's name, without its number in a list that nobody else has."""
+    return re.sub(r" \(\d+\)", "", mistake)
+
+
+def by_hand(grades, left_out, missing=()):
+    """Who has to be looked at, and why, a line each: whatever has a note, ran into a time limit or
+    was tampered with, what in the cohort's folder is nobody's submission, and who is missing."""
+    lines = [f"  {name}: neither a folder nor a zip file, and not graded" for name in left_out]
+    lines += [f"  {clean(name)}: in the roster, and nothing was handed in" for name in missing]
+    for grade in grades:
+        odd = Counter(check["status"] for check in grade.checks
+                      if check["status"] in ("tampered", "timeout")
+                      and check["file"] not in grade.not_loaded)
+        reasons = [*grade.notes, *(f"{n} x {status}" for status, n in odd.items())]
+        if reasons:
+            lines.append(f"  {grade.name}: {'; '.join(reasons)}")
+    return "\n".join([f"Check by hand ({len(lines)}):" if lines else "Check by hand: nobody.",
+                      *lines])

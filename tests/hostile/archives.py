@@ -187,6 +187,10 @@ def zip_in_a_folder(cohort):
     archive(cohort, [(FILE, ANSWER)]).rename(folder(cohort) / "exercises.zip")
 
 
+def bomb_in_a_folder(cohort):
+    archive(cohort, [(FILE, BOMB)]).rename(folder(cohort) / "exercises.zip")
+
+
 BOMB = b"\n" * 2**26
 SHADOWS = ("conftest.py", "pytest.ini", "sitecustomize.py", "usercustomize.py", "json.py",
            "torch.py", "setup.py", "tests/conftest.py", "tests/test_x.py", "checks/__init__.py",
@@ -243,7 +247,8 @@ ZIPS = [
     Archive("a zip of 20000 files", many_entries, note="holds too many files"),
     Archive("a zip of a million files", lambda cohort: many_entries(cohort, 10**6),
             note="holds too many files"),
-    Archive("a zip in a folder", zip_in_a_folder),
+    Archive("a bomb in a folder", bomb_in_a_folder, note="larger than"),
+    Archive("a zip in a folder", zip_in_a_folder, 14, "pppppp"),
 ]
 ARCHIVES = FILES + ZIPS
 
