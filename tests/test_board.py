@@ -28,8 +28,9 @@ def student(tmp_path):
 
         def pytest(self, *arguments):
             return subprocess.run(
-                [sys.executable, "-m", "pytest", "-k", *arguments, f"--exercises={tmp_path}", "-o",
-                 f"cache_dir={tmp_path / 'cache'}"], cwd=ROOT, capture_output=True, text=True,
+                [sys.executable, "-m", "pytest", "--lang=en", "-k", *arguments,
+                 f"--exercises={tmp_path}", "-o", f"cache_dir={tmp_path / 'cache'}"],
+                cwd=ROOT, capture_output=True, text=True,
                 env={**os.environ, "PYTHONUTF8": "1"})
 
     student = Student()
@@ -94,7 +95,7 @@ def test_other_selections_collect_the_courses_own_tests():
 @pytest.mark.slow
 def test_watch_checks_again_when_a_file_is_saved(student):
     watch = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-k", "preference_probability", "--watch",
+        [sys.executable, "-m", "pytest", "--lang=en", "-k", "preference_probability", "--watch",
          f"--exercises={student.folder}"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
         start_new_session=True)
     seen = []
