@@ -143,8 +143,10 @@ def in_both(kind, lines):
     """What a block has in every language."""
     if kind == "heading":
         return kind, lines[0].split()[0], numbers(lines[0])
+    if lines[0] == "```python":
+        return lines
     if kind == "code":
-        return [DESCRIPTION.sub("", line).split() if COMMAND.match(line) else numbers(line)
+        return [DESCRIPTION.sub("", line.strip()).split() if COMMAND.match(line) else numbers(line)
                 for line in lines]
     if kind == "table":
         return [[in_prose(cell) for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
@@ -163,9 +165,11 @@ def read(page):
 def test_the_chinese_page_says_all_that_the_english_one_says(pair):
     """Headings, commands, tables, pictures, list items and paragraphs, in order; in each of them
     the same code, links and numbers."""
-    for english, chinese in itertools.zip_longest(read(f"{pair}.md"), read(f"{pair}.zh-CN.md"),
-                                                  fillvalue=("nothing", [""])):
-        assert in_both(*english) == in_both(*chinese), "\n".join([*english[1], *chinese[1]])
+    both = itertools.zip_longest(read(f"{pair}.md"), read(f"{pair}.zh-CN.md"),
+                                 fillvalue=("nothing", ["nothing"]))
+    differences = ["\n".join([*english[1], "---", *chinese[1]]) for english, chinese in both
+                   if in_both(*english) != in_both(*chinese)]
+    assert not differences, "\n\n".join(differences)
 
 
 @pytest.mark.parametrize("page", CHINESE)
