@@ -413,7 +413,7 @@ QUESTIONS = {  # of the known mistakes
         "两个策略接近时你的 k3 一致，相差很远时不一致。r 是谁除以谁？",
     "What is your k3 where both policies are the same, and what is the KL of a distribution "
     "from itself?":
-        "两个策略相同时，你的 k3 是多少？一个分布到它自己的 KL 又是多少？",
+        "两个策略相同时，你的 k3 是多少？一个分布与它自己的 KL 又是多少？",
     "Can your k3 be positive? And can a KL be negative?": "你的 k3 可能是正的吗？KL 可能是负的吗？",
     "Is your k3 ever negative? What does Schulman's k3 take off r - 1 so that it never is?":
         "你的 k3 会是负的吗？Schulman 的 k3 从 r - 1 里减去了什么，使它不会为负？",
