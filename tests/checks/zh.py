@@ -376,7 +376,7 @@ QUESTIONS = {  # of the known mistakes
         "float32 时结果一致。logits 是 bfloat16 时，结果应该是什么 dtype？",
     "Can the logarithm of a probability be positive?": "概率的对数可能是正数吗？",
     "Your function divides the logits where they stand. Who else still needs them?":
-        "你的函数在原处把 logits 除掉了。还有谁要用它们？",
+        "你的函数就地把 logits 除以了温度。还有谁要用它们？",
     "Every row with an end is one token short. Should the policy learn to stop?":
         "有结束符的每一行都少了一个词元。策略应不应该学会停下来？",
     "Rows with one end token at their end agree. How many end tokens may have come before a "
