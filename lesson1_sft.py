@@ -16,6 +16,7 @@ How to run it
     python lesson1_sft.py --prompt "What is 27 + 15?"        one answer of the trained model
     python lesson1_sft.py --prompt "Translate into Chinese: | I love tea."    with an input
     python lesson1_sft.py --model runs/ppo --chat            talk to any model
+    python lesson1_sft.py --look                             token by token: what has a label
     python lesson1_sft.py --lora_rank 8                      an adapter alone (needs peft)
     python lesson1_sft.py --model gpt2 --data alpaca.jsonl   your own model and data
 It writes runs/base and runs/sft, each with model/ (load it with from_pretrained), config.json,
@@ -24,7 +25,7 @@ metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sf
 Why: exercises/WHY.md, "Lesson 1", one page: maximum likelihood, and which tokens count. Read it
 first, then from the settings to main(). Its glossary has the words of tokenizers and of RL.
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 549. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 544. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -46,7 +47,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
-from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -59,6 +59,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import tqdm
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast
@@ -336,14 +337,18 @@ def make_tiny_model(texts):
 
 
 @torch.no_grad()
-def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None):
+def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None, size=256):
     """Prompts (lists of ids) -> prompt ids and mask (B, P), padded on the left, and the sampled
-    response (B, T). Temperature 0 takes the likeliest token."""
+    response (B, T), `size` rows at a time. Temperature 0 takes the likeliest token."""
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt",
                           padding="max_length" if width else True, max_length=width).to(lm.device)
     how = {"temperature": temperature} if temperature else {"do_sample": False}
-    both = lm.generate(**batch, max_new_tokens=max_new_tokens, **how)
-    return batch["input_ids"], batch["attention_mask"], both[:, batch["input_ids"].shape[1]:]
+    response = []
+    for ids, mask in zip(batch["input_ids"].split(size), batch["attention_mask"].split(size)):
+        both = lm.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how)
+        response += both[:, ids.shape[1]:]
+    response = pad_sequence(response, batch_first=True, padding_value=tokenizer.pad_token_id)
+    return batch["input_ids"], batch["attention_mask"], response
 
 
 # ---- The algorithm: the loop, and then main -----------------------------------------------------
@@ -490,16 +495,6 @@ def load_examples(config):
     return tiny_world(config.num_examples, config.seed), tiny_world(600, 0, held_out=True)
 
 
-def every_answer(row):
-    """A row of a conversation -> rows with every answer in it and what came before."""
-    turns = row.get("earlier", [])
-    for i in range(1, len(turns)):
-        if turns[i - 1]["role"] == "user" and turns[i]["role"] == "assistant":
-            yield row | {"earlier": turns[:i - 1], "instruction": turns[i - 1]["content"],
-                         "output": turns[i]["content"]}
-    yield row
-
-
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
@@ -598,14 +593,18 @@ def read_config(arguments):
     """The command line; the settings of --config, or of the run to resume, come before it."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
+    parser.add_argument("--look", action="store_true", help="show a batch of the finished run, "
+                        "token by token, as a table and a page, and train nothing")
     arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
-    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
-    if typed.resume or typed.config:
-        with blame(f"cannot read settings from {file}"):
+    of_run = typed.resume or typed.look
+    file = run_folder(typed) / "config.json" if of_run else Path(typed.config)
+    if of_run or typed.config:
+        with blame(f"cannot read settings from {file} (is there such a run?)"):
             saved = dict(json.loads(file.read_text(encoding="utf-8")), lesson=None)  # no setting
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
+    look = vars(typed).pop("look")
     for name, value in vars(typed).items():
         if isinstance(value, list):  # of --name=--
             die(f"--{name} needs a value")
@@ -616,7 +615,13 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
-    return Config(**vars(typed))
+    if (typed.eval_data or typed.columns) and not typed.data:
+        die("--eval_data and --columns need --data")
+    config = Config(**vars(typed))
+    if look:
+        page = Path(__file__).with_name("exercises") / "look.py"
+        sys.exit(runpy.run_path(str(page))["look"](globals(), config))
+    return config
 
 
 def load_exercises():
@@ -649,14 +654,19 @@ def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
-        theirs = dict(pair.strip().split("=") for pair in renamed.split(",") if pair)
-        for _, (line, row) in zip(range(size), read_rows(name)):
+        usual = {name: column for column, names in NAMES.items() for name in names.split()}
+        pairs = [pair.strip().split("=") for pair in renamed.split(",") if pair]
+        theirs = {usual[name]: their for name, their in pairs}
+        for number, (place, row) in enumerate(read_rows(name)):
+            if number == size:
+                print(f"{name}: no more than the first {size} rows are read.")
+                break
             try:
                 found = list(row) if isinstance(row, dict) else found
                 view = {x: row.get(theirs[x]) or "" for x in theirs if isinstance(row, dict)}
                 data.append(row | standard_row(row | view if view else row, columns))
             except (ValueError, TypeError, AttributeError) as error:
-                odd.append(f"line {line}: {error}")
+                odd.append(f"{place}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
             f"columns are {found}: see --columns. Understood are, in place of {NAMES}")
@@ -669,7 +679,7 @@ def read_data(name, columns, size, renamed=""):
 
 
 def read_rows(name):
-    """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
+    """(its place, row) of JSON, JSON lines, CSV, text (.gz too); Parquet, a folder, the hub."""
     import csv, gzip
     path, suffix = Path(name), Path(name.removesuffix(".gz")).suffix.lower()
     if not path.is_file() or suffix == ".parquet":
@@ -677,23 +687,26 @@ def read_rows(name):
         where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
         source = {"path": "parquet", "data_files": name} if path.is_file() else {
             "path": where, "name": subset or None}
-        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
+        rows = datasets.load_dataset(**source, split=split or "train")
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, start=1))
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        if suffix == ".csv":
-            reader = csv.DictReader(file, restkey="more")
-            yield from ((reader.line_num, row) for row in reader)
+        if suffix in (".csv", ".tsv"):
+            comma = "," if suffix == ".csv" else "\t"
+            reader = csv.DictReader(file, restkey="more", delimiter=comma)
+            yield from ((f"line {reader.line_num}", row) for row in reader)
         whole = file.read()
     if suffix != ".txt" and whole.lstrip().startswith("["):
-        yield from enumerate(json.loads(whole), start=1)
+        yield from ((f"row {i}", row) for i, row in enumerate(json.loads(whole), start=1))
         return
     for line, text in enumerate(whole.split("\n"), start=1):
         try:
             if text.strip():
-                yield line, {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                row = {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                yield f"line {line}", row
         except ValueError as error:
-            yield line, error
+            yield f"line {line}", error
 
 
 def standard_row(row, columns):
@@ -728,6 +741,16 @@ def as_turn(turn):
     role = turn.get("role") or turn.get("from")
     text = turn.get("content", turn.get("value")) + ""  # raises a TypeError where it is no text
     return {"role": ROLES.get(role, role), "content": text}
+
+
+def every_answer(row):
+    """A row of a conversation -> rows with every answer in it and what came before."""
+    turns = row.get("earlier", [])
+    for i in range(1, len(turns)):
+        if turns[i - 1]["role"] == "user" and turns[i]["role"] == "assistant":
+            yield row | {"earlier": turns[:i - 1], "instruction": turns[i - 1]["content"],
+                         "output": turns[i]["content"]}
+    yield row
 
 
 def encode_prompts(data, tokenizer, config):
@@ -1048,7 +1071,7 @@ class Run:
                 (self.folder / "unfinished").rename(self.folder / name)
             self.accelerator.wait_for_everyone()
 
-    def save_model(self, model, tokenizer):
+    def save_model(self, model, tokenizer, **heads):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
         if self.config.steps == 0:  # there is nothing new
             return
@@ -1065,6 +1088,8 @@ class Run:
                 model = model.merge_and_unload()
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            for name, head in heads.items():
+                save_file(head.state_dict(), folder / f"{name}.safetensors")
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
@@ -1099,10 +1124,11 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+            tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
+                  "inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
-                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
+                  f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

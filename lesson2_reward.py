@@ -14,6 +14,7 @@ The score is read at the last real token, where the model has seen the whole ans
 How to run it
     python lesson2_reward.py                        offline; runs lesson 1 first where it is missing
     python lesson2_reward.py --score "The spy film was lovely."
+    python lesson2_reward.py --look                 the score after every token
     python lesson2_reward.py --freeze_backbone      train the score head alone
     python lesson2_reward.py --lora_rank 8          an adapter and a score head (needs peft)
     python lesson2_reward.py --model gpt2 --data pairs.jsonl
@@ -22,7 +23,7 @@ It writes runs/reward; lesson 3 uses it.
 Why: exercises/WHY.md, "Lesson 2", one page: -log sigmoid, why the last token, why only differences
 of scores count. Read it first, then from the settings to main().
 How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 455. Then close this file and write the maths yourself: "pytest -k ex2"
+Housekeeping begins, at line 458. Then close this file and write the maths yourself: "pytest -k ex2"
 checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
 """
 
@@ -45,7 +46,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Optional
-from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -57,6 +57,7 @@ import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import tqdm
 from filelock import FileLock
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
 from transformers.hf_argparser import HfArg
@@ -369,6 +370,8 @@ def load_pairs(config):
         return (build_synthetic_preference_dataset(config.num_pairs, f"train {config.seed}"),
                 build_synthetic_preference_dataset(config.num_held_out, "held out"))
     data, held_out = load_data(config, ["instruction", "chosen", "rejected"])
+    if len(data) > config.num_pairs:
+        print(f"{config.data}: {config.num_pairs} of {len(data)} pairs are used (--num_pairs).")
     return data[:config.num_pairs], held_out[:config.num_held_out]
 
 
@@ -504,14 +507,18 @@ def read_config(arguments):
     """The command line; the settings of --config, or of the run to resume, come before it."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
+    parser.add_argument("--look", action="store_true", help="show a batch of the finished run, "
+                        "token by token, as a table and a page, and train nothing")
     arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
-    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
-    if typed.resume or typed.config:
-        with blame(f"cannot read settings from {file}"):
+    of_run = typed.resume or typed.look
+    file = run_folder(typed) / "config.json" if of_run else Path(typed.config)
+    if of_run or typed.config:
+        with blame(f"cannot read settings from {file} (is there such a run?)"):
             saved = dict(json.loads(file.read_text(encoding="utf-8")), lesson=None)  # no setting
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
+    look = vars(typed).pop("look")
     for name, value in vars(typed).items():
         if isinstance(value, list):  # of --name=--
             die(f"--{name} needs a value")
@@ -522,7 +529,13 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
-    return Config(**vars(typed))
+    if (typed.eval_data or typed.columns) and not typed.data:
+        die("--eval_data and --columns need --data")
+    config = Config(**vars(typed))
+    if look:
+        page = Path(__file__).with_name("exercises") / "look.py"
+        sys.exit(runpy.run_path(str(page))["look"](globals(), config))
+    return config
 
 
 def load_exercises():
@@ -555,14 +568,19 @@ def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
-        theirs = dict(pair.strip().split("=") for pair in renamed.split(",") if pair)
-        for _, (line, row) in zip(range(size), read_rows(name)):
+        usual = {name: column for column, names in NAMES.items() for name in names.split()}
+        pairs = [pair.strip().split("=") for pair in renamed.split(",") if pair]
+        theirs = {usual[name]: their for name, their in pairs}
+        for number, (place, row) in enumerate(read_rows(name)):
+            if number == size:
+                print(f"{name}: no more than the first {size} rows are read.")
+                break
             try:
                 found = list(row) if isinstance(row, dict) else found
                 view = {x: row.get(theirs[x]) or "" for x in theirs if isinstance(row, dict)}
                 data.append(row | standard_row(row | view if view else row, columns))
             except (ValueError, TypeError, AttributeError) as error:
-                odd.append(f"line {line}: {error}")
+                odd.append(f"{place}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
             f"columns are {found}: see --columns. Understood are, in place of {NAMES}")
@@ -575,7 +593,7 @@ def read_data(name, columns, size, renamed=""):
 
 
 def read_rows(name):
-    """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
+    """(its place, row) of JSON, JSON lines, CSV, text (.gz too); Parquet, a folder, the hub."""
     import csv, gzip
     path, suffix = Path(name), Path(name.removesuffix(".gz")).suffix.lower()
     if not path.is_file() or suffix == ".parquet":
@@ -583,23 +601,26 @@ def read_rows(name):
         where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
         source = {"path": "parquet", "data_files": name} if path.is_file() else {
             "path": where, "name": subset or None}
-        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
+        rows = datasets.load_dataset(**source, split=split or "train")
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, start=1))
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        if suffix == ".csv":
-            reader = csv.DictReader(file, restkey="more")
-            yield from ((reader.line_num, row) for row in reader)
+        if suffix in (".csv", ".tsv"):
+            comma = "," if suffix == ".csv" else "\t"
+            reader = csv.DictReader(file, restkey="more", delimiter=comma)
+            yield from ((f"line {reader.line_num}", row) for row in reader)
         whole = file.read()
     if suffix != ".txt" and whole.lstrip().startswith("["):
-        yield from enumerate(json.loads(whole), start=1)
+        yield from ((f"row {i}", row) for i, row in enumerate(json.loads(whole), start=1))
         return
     for line, text in enumerate(whole.split("\n"), start=1):
         try:
             if text.strip():
-                yield line, {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                row = {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                yield f"line {line}", row
         except ValueError as error:
-            yield line, error
+            yield f"line {line}", error
 
 
 def standard_row(row, columns):
@@ -914,7 +935,7 @@ class Run:
                 (self.folder / "unfinished").rename(self.folder / name)
             self.accelerator.wait_for_everyone()
 
-    def save_model(self, model, tokenizer):
+    def save_model(self, model, tokenizer, **heads):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
         if self.config.steps == 0:  # there is nothing new
             return
@@ -931,6 +952,8 @@ class Run:
                 model = model.merge_and_unload()
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            for name, head in heads.items():
+                save_file(head.state_dict(), folder / f"{name}.safetensors")
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
@@ -965,10 +988,11 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+            tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
+                  "inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
-                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
+                  f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

@@ -23,7 +23,7 @@ It writes runs/grpo. Before the first update the loss is 0 and its gradient is n
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
 Why: exercises/WHY.md, "Lesson 4": the group as a baseline, what the std does, three averages and
-length, clip_high. Begin there (after lesson 3's page), then from the settings to main().
+length, clip_high. Begin there, then from the settings to main(). --look shows groups of answers.
 How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
 Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
 checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
@@ -47,11 +47,9 @@ import traceback
 import warnings
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
-from urllib.parse import quote
 
 if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -62,7 +60,8 @@ import transformers
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast, tqdm
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
 from transformers.hf_argparser import HfArg
@@ -83,6 +82,7 @@ class Config:
                        "or FILE.py:FUNCTION; several with weights: gsm8k=1,format=0.2")
     data: str = flag("", "prompts: a file, a folder, or on the hub NAME:CONFIG:SPLIT")
     eval_data: str = flag("", "prompts to evaluate on (default: a twentieth of --data)")
+    against: str = flag("", "whose answers to win against (default: the model at the start)")
     columns: str = flag("", "what --data calls its columns, such as instruction=task,input=context")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
@@ -139,9 +139,10 @@ class Config:
         if self.learning_rate is None:
             rate = 1e-6 if self.model else 4e-4 if "sum" in rewards else 1e-4
             self.learning_rate = rate * (10 if self.lora_rank else 1)
-        if self.num_samples % self.batch_size or self.num_samples % self.group_size:
+        groups = self.group_size * int(os.environ.get("WORLD_SIZE", 1))
+        if self.num_samples % self.batch_size or self.num_samples % groups:
             die(f"--num_samples {self.num_samples} must be a multiple of --batch_size "
-                f"{self.batch_size} and of --group_size {self.group_size}")
+                f"{self.batch_size} and of --group_size {self.group_size} times the processes")
 
 
 # ---- The maths ----------------------------------------------------------------------------------
@@ -294,14 +295,18 @@ def load_grpo_prompts(config, tokenizer):
 
 
 @torch.no_grad()
-def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None):
+def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None, size=256):
     """Prompts (lists of ids) -> prompt ids and mask (B, P), padded on the left, and the sampled
-    response (B, T). Temperature 0 takes the likeliest token."""
+    response (B, T), `size` rows at a time. Temperature 0 takes the likeliest token."""
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt",
                           padding="max_length" if width else True, max_length=width).to(lm.device)
     how = {"temperature": temperature} if temperature else {"do_sample": False}
-    both = lm.generate(**batch, max_new_tokens=max_new_tokens, **how)
-    return batch["input_ids"], batch["attention_mask"], both[:, batch["input_ids"].shape[1]:]
+    response = []
+    for ids, mask in zip(batch["input_ids"].split(size), batch["attention_mask"].split(size)):
+        both = lm.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, **how)
+        response += both[:, ids.shape[1]:]
+    response = pad_sequence(response, batch_first=True, padding_value=tokenizer.pad_token_id)
+    return batch["input_ids"], batch["attention_mask"], response
 
 
 def response_logits(lm, ids, attention_mask, length):
@@ -352,7 +357,8 @@ def answer(lm, reward, tokenizer, batch, temperature, config, accelerator, width
     with accelerator.autocast():
         prompts = [row["prompt_ids"] for row in batch]
         ids, prompt_mask, response = generate(
-            lm, tokenizer, prompts, config.max_new_tokens, temperature, width)
+            lm, tokenizer, prompts, config.max_new_tokens, temperature, width,
+            size=16 * config.micro_batch_size)  # without gradients more fit into memory
         ends = lm.generation_config.eos_token_id
         mask = response_mask(response, ends)
         ids = torch.cat([ids, response], dim=1)
@@ -452,7 +458,7 @@ def grpo_update(policy, optimizer, rollout, config, accelerator):
 def evaluate(lm, reward, tokenizer, data, config, accelerator):
     """-> numbers, one sampled text a prompt, and all rewards. For sums and GSM8K, where a reward
     is 0 or 1: accuracy greedy, sampled, and pass@k."""
-    is_checked = config.reward in ("sum", "gsm8k")
+    is_checked = {"sum", "gsm8k"} & split_rewards(config.reward).keys()
     n = 1 if config.data and not is_checked else 2 * config.pass_k
     batch, results = data[:config.num_samples if config.data else 300], []
     torch.manual_seed(config.seed)
@@ -468,32 +474,26 @@ def evaluate(lm, reward, tokenizer, data, config, accelerator):
             "accuracy/pass@k": sum(passed) / len(passed)}, texts, rewards
 
 
-def win_rate(rewards, others):
-    """How often an answer gets more than the other one to its prompt. A tie counts half."""
-    wins = ((rewards > others).float() + 0.5 * (rewards == others).float()).mean(dim=0)  # a prompt
-    error = (wins.var(correction=0).item() / max(len(wins) - 1, 1)) ** 0.5  # the standard error
-    return {"win_rate": wins.mean().item(), "win_rate/error": error}
-
-
 def main():
     config = read_config(sys.argv[1:])
     accelerator = start(config)
     globals().update(load_exercises() if config.exercise else {})
-    if config.num_samples % (config.group_size * accelerator.num_processes):
-        die("--num_samples must be a multiple of --group_size times the number of processes")
     functions = make_inputs(config)
     lm, tokenizer = load_causal_lm(config)
     lm.to(accelerator.device)
     data, held_out = load_grpo_prompts(config, tokenizer)
     reference = make_reference(lm, config) if config.kl_coef else None
     reward = load_rewards(config, functions, tokenizer, lm)
+    judge = load_rewards(config, functions, tokenizer, lm, {"sum", "gsm8k"} & functions.keys())
     optimizer = torch.optim.Adam(lm.parameters(), lr=config.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.steps)
     learner, optimizer, schedule = accelerator.prepare(lm, optimizer, schedule)  # DDP
-    evaluate_now = lambda: evaluate(lm, reward, tokenizer, held_out, config, accelerator)
+    evaluate_now = lambda model=lm: evaluate(
+        model, judge, tokenizer, held_out, config, accelerator)
     print("The model answers, before the first step ...", flush=True)
     first = evaluate_now()
     before, texts_before, rewards_before = first
+    rivals = evaluate_now(load_rival(config, tokenizer))[2] if config.against else rewards_before
     run = Run(config, accelerator)
     for step in run.steps(config.steps):
         # 1. Rollout: G answers to each prompt, and their rewards.
@@ -533,8 +533,8 @@ def main():
         log_samples(run, step, [data[row] for row in rows], rollout[::config.group_size], tokenizer)
 
     after, texts_after, rewards_after = evaluate_now() if config.steps else first
-    before = before | win_rate(rewards_before, rewards_before)
-    after = after | win_rate(rewards_after, rewards_before)
+    before = before | win_rate(rewards_before, rivals)
+    after = after | win_rate(rewards_after, rivals)
     run.save_model(lm, tokenizer)
     run.close("reward/avg", before, after, [
         (held_out[i]["instruction"], {"before": texts_before[i], "after": texts_after[i]})
@@ -600,14 +600,18 @@ def read_config(arguments):
     """The command line; the settings of --config, or of the run to resume, come before it."""
     parser = HfArgumentParser(Config, allow_abbrev=False, description=__doc__.splitlines()[0])
     parser.error = die
+    parser.add_argument("--look", action="store_true", help="show a batch of the finished run, "
+                        "token by token, as a table and a page, and train nothing")
     arguments = [word.replace("=~/", f"={Path.home()}/", 1) for word in arguments]
     typed, saved = parser.parse_args(arguments), {}
-    file = run_folder(typed) / "config.json" if typed.resume else Path(typed.config)
-    if typed.resume or typed.config:
-        with blame(f"cannot read settings from {file}"):
+    of_run = typed.resume or typed.look
+    file = run_folder(typed) / "config.json" if of_run else Path(typed.config)
+    if of_run or typed.config:
+        with blame(f"cannot read settings from {file} (is there such a run?)"):
             saved = dict(json.loads(file.read_text(encoding="utf-8")), lesson=None)  # no setting
             earlier = [f"--{name}={value}" for name, value in saved.items() if value is not None]
         typed = parser.parse_args(earlier + arguments)
+    look = vars(typed).pop("look")
     for name, value in vars(typed).items():
         if isinstance(value, list):  # of --name=--
             die(f"--{name} needs a value")
@@ -618,7 +622,13 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
-    return Config(**vars(typed))
+    if (typed.eval_data or typed.columns) and not typed.data:
+        die("--eval_data and --columns need --data")
+    config = Config(**vars(typed))
+    if look:
+        page = Path(__file__).with_name("exercises") / "look.py"
+        sys.exit(runpy.run_path(str(page))["look"](globals(), config))
+    return config
 
 
 def load_exercises():
@@ -651,14 +661,19 @@ def read_data(name, columns, size, renamed=""):
     """Rows with texts in these columns. Those that do not fit are left out, counted and shown."""
     data, odd, found = [], [], []
     with blame(f"cannot read the data {name!r} with --columns {renamed!r}"):
-        theirs = dict(pair.strip().split("=") for pair in renamed.split(",") if pair)
-        for _, (line, row) in zip(range(size), read_rows(name)):
+        usual = {name: column for column, names in NAMES.items() for name in names.split()}
+        pairs = [pair.strip().split("=") for pair in renamed.split(",") if pair]
+        theirs = {usual[name]: their for name, their in pairs}
+        for number, (place, row) in enumerate(read_rows(name)):
+            if number == size:
+                print(f"{name}: no more than the first {size} rows are read.")
+                break
             try:
                 found = list(row) if isinstance(row, dict) else found
                 view = {x: row.get(theirs[x]) or "" for x in theirs if isinstance(row, dict)}
                 data.append(row | standard_row(row | view if view else row, columns))
             except (ValueError, TypeError, AttributeError) as error:
-                odd.append(f"line {line}: {error}")
+                odd.append(f"{place}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
             f"columns are {found}: see --columns. Understood are, in place of {NAMES}")
@@ -671,7 +686,7 @@ def read_data(name, columns, size, renamed=""):
 
 
 def read_rows(name):
-    """(line, row) of a JSON, JSON-lines, CSV or text file (.gz too); Parquet, a folder, the hub."""
+    """(its place, row) of JSON, JSON lines, CSV, text (.gz too); Parquet, a folder, the hub."""
     import csv, gzip
     path, suffix = Path(name), Path(name.removesuffix(".gz")).suffix.lower()
     if not path.is_file() or suffix == ".parquet":
@@ -679,23 +694,26 @@ def read_rows(name):
         where, subset, split = (name, "", "") if path.exists() else f"{name}::".split(":")[:3]
         source = {"path": "parquet", "data_files": name} if path.is_file() else {
             "path": where, "name": subset or None}
-        yield from enumerate(datasets.load_dataset(**source, split=split or "train"), start=1)
+        rows = datasets.load_dataset(**source, split=split or "train")
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, start=1))
         return
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        if suffix == ".csv":
-            reader = csv.DictReader(file, restkey="more")
-            yield from ((reader.line_num, row) for row in reader)
+        if suffix in (".csv", ".tsv"):
+            comma = "," if suffix == ".csv" else "\t"
+            reader = csv.DictReader(file, restkey="more", delimiter=comma)
+            yield from ((f"line {reader.line_num}", row) for row in reader)
         whole = file.read()
     if suffix != ".txt" and whole.lstrip().startswith("["):
-        yield from enumerate(json.loads(whole), start=1)
+        yield from ((f"row {i}", row) for i, row in enumerate(json.loads(whole), start=1))
         return
     for line, text in enumerate(whole.split("\n"), start=1):
         try:
             if text.strip():
-                yield line, {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                row = {"text": text.strip()} if suffix == ".txt" else json.loads(text)
+                yield f"line {line}", row
         except ValueError as error:
-            yield line, error
+            yield f"line {line}", error
 
 
 def standard_row(row, columns):
@@ -894,6 +912,15 @@ def add_prompt_ids(parts, tokenizer, config):
     return parts if all(parts) else die("too few prompts are left: raise --max_prompt_length")
 
 
+def load_rival(config, tokenizer):
+    """The model of --against, which has to read the same token ids."""
+    reach_hub(config.against)
+    lm, its_own = load_causal_lm(replace(config, model=config.against, lora_rank=0))
+    if its_own.get_vocab() != tokenizer.get_vocab():
+        die(f"--against {config.against} and the policy have different tokenizers")
+    return lm.to(PartialState().device)
+
+
 def split_rewards(rewards):
     """"a=0.5,b" -> {"a": 0.5, "b": 1.0}"""
     with blame(f"--reward {rewards}: a weight is a number, as in NAME=0.5"):
@@ -901,13 +928,14 @@ def split_rewards(rewards):
         return {name: float(weight or 1) for name, _, weight in pairs}
 
 
-def load_rewards(config, functions, tokenizer, lm):
+def load_rewards(config, functions, tokenizer, lm, only=()):
     """--reward as a function (ids, attention_mask, texts, rows) -> rewards (B,), for answers to
-    these rows of the data: the sum of its parts, each times its weight."""
-    weights = split_rewards(config.reward)
-    parts = {name: partial(call_reward, name, functions[name]) if name in functions
-             else load_score(name, config, tokenizer, lm) for name in weights}
-    return lambda *batch: sum(weights[name] * parts[name](*batch) for name in parts)
+    these rows of the data: the sum of its parts, each times its weight, or of `only` these."""
+    weights = dict.fromkeys(only, 1.0) or split_rewards(config.reward)
+    scores = {name: load_score(name, config, tokenizer, lm) for name in weights.keys() - functions}
+    return lambda *batch: sum(weight * (
+        scores[name](*batch) if name in scores else call_reward(name, functions[name], *batch))
+        for name, weight in weights.items())
 
 
 def call_reward(name, function, ids, attention_mask, texts, rows):
@@ -979,6 +1007,15 @@ def load_score(name, config, tokenizer, lm):
         return (scores.gather(1, last).squeeze(1).float() - mean) / std
 
     return score
+
+
+def win_rate(rewards, others):
+    """How often an answer gets more than the other one to its prompt: a tie is half. Rewards are
+    (prompts,) or, with n answers to each, (n, prompts)."""
+    wins = (rewards > others).float() + 0.5 * (rewards == others).float()
+    wins = wins.view(-1, wins.shape[-1]).mean(dim=0)  # (prompts,)
+    error = (wins.var(correction=0).item() / max(len(wins) - 1, 1)) ** 0.5  # the standard error
+    return {"win_rate": wins.mean().item(), "win_rate/error": error}
 
 
 def log_samples(run, step, rows, rollout, tokenizer):
@@ -1150,7 +1187,7 @@ class Run:
                 (self.folder / "unfinished").rename(self.folder / name)
             self.accelerator.wait_for_everyone()
 
-    def save_model(self, model, tokenizer):
+    def save_model(self, model, tokenizer, **heads):
         """model/ loads with from_pretrained. Of an adapter there is also adapter/, for peft."""
         if self.config.steps == 0:  # there is nothing new
             return
@@ -1167,6 +1204,8 @@ class Run:
                 model = model.merge_and_unload()
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            for name, head in heads.items():
+                save_file(head.state_dict(), folder / f"{name}.safetensors")
             if hasattr(model, "generation_config_to_save"):
                 model.generation_config_to_save.to_json_file(folder / "generation_config.json")
 
@@ -1201,10 +1240,11 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
-            tags = "|".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.\n"
+            tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
+                  "inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
-                  f"http://localhost:6006/?tagFilter={quote(tags)}#timeseries\nNext: {commands}")
+                  f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

@@ -114,6 +114,8 @@ OWN_COLUMNS = [  # row, --columns, what is read
      {"instruction": "Who?", "input": "", "output": "He."}),
     ({"talk": [{"from": "human", "value": "Say."}, {"from": "gpt", "value": "yes"}]},
      "conversations=talk", {"instruction": "Say.", "output": "yes"}),
+    ({"instruction": "id 7", "task": "Say.", "output": "no", "reply": "yes"},
+     "prompt=task,response=reply", {"instruction": "Say.", "output": "yes"}),
 ]
 
 
@@ -135,7 +137,7 @@ def test_columns_of_pairs(lesson2, tmp_path):
 
 @pytest.mark.parametrize("columns, words", [
     ("instruction=taks", ["'instruction'", "['task', 'output']", "--columns"]),
-    ("task", ["cannot read", "--columns 'task'"])])
+    ("task", ["cannot read", "--columns 'task'"]), ("promt=task", ["--columns", "'promt'"])])
 def test_columns_that_are_not_there_are_said(lesson1, tmp_path, capsys, columns, words):
     file = write_rows(tmp_path / "rows.jsonl", [{"task": "Say.", "output": "yes"}])
     ends_in_one_line(capsys, lambda: lesson1.read_data(
@@ -232,6 +234,36 @@ def test_csv_has_the_files_lines_and_may_have_odd_rows(lesson1, tmp_path, capsys
         ("Three\nlines\nhere?", "yes"), ("Two?", "no")]
     assert all(isinstance(name, str) for row in data for name in row)  # rewards get them by name
     assert "2 of 4 rows are left out, as line 5: " in capsys.readouterr().out
+
+
+def test_a_tsv_is_a_csv_with_tabs(lesson1, tmp_path):
+    (tmp_path / "a.tsv").write_text('question\tanswer\nOne, two?\t"a\tb"\n', "utf-8")
+    row, = lesson1.read_data(str(tmp_path / "a.tsv"), ["instruction", "output"], 10)
+    assert (row["instruction"], row["output"]) == ("One, two?", "a\tb")
+
+
+def test_what_is_no_line_of_a_file_is_a_row(lesson1, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps([{"prompt": "Hi.", "response": "Yes."}, {}],
+                                                indent=2), "utf-8")
+    lesson1.read_data(str(tmp_path / "a.json"), ["instruction", "output"], 10)
+    assert "1 of 2 rows are left out, as row 2: " in capsys.readouterr().out
+
+
+def test_what_is_cut_off_a_file_is_said(lesson1, lesson2, tmp_path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    for size, words in (40, ""), (39, f"{file}: no more than the first 39 rows are read.\n"):
+        assert len(lesson1.read_data(file, ["instruction", "output"], size)) == size
+        assert capsys.readouterr().out == words
+    file = write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    for limit, words in (38, ""), (37, f"{file}: 37 of 38 pairs are used (--num_pairs).\n"):
+        data, _ = lesson2.load_pairs(lesson2.Config(data=file, num_pairs=limit))
+        assert len(data) == limit and capsys.readouterr().out == words
+
+
+@each_lesson
+@pytest.mark.parametrize("flag", ["--eval_data=rows.jsonl", "--columns=instruction=task"])
+def test_what_needs_data_says_so(number, flag, refused):
+    refused(f"{FILES[number]} {flag}", "--eval_data and --columns need --data")
 
 
 def test_a_folder_has_splits(lesson3, tmp_path, monkeypatch):
@@ -501,66 +533,152 @@ def test_calibration_error_by_hand(lesson2):
     assert numbers["calibration/error"] == pytest.approx(0.03, abs=1e-4)  # 72%, and 3 of 4
 
 
-@pytest.mark.parametrize("data", ["", "d"])
-def test_win_rate_of_lesson_3_by_hand(lesson3, monkeypatch, data):
-    """Wins 1, 0.5, 0, 0.5: their mean is 0.5, their standard deviation 0.408, over 2 is 0.204. In
-    the tiny world gold is the judge, elsewhere the reward."""
-    monkeypatch.setattr(lesson3, "describe", lambda *_: {"x": 1.0})
+@both_rl
+def test_win_rate_by_hand(number):
+    """Wins 1, 0.5, 0, 0.5: their mean is 0.5, their standard deviation 0.408, over 2 is 0.204."""
+    win_rate = load_lesson(number).win_rate
     after, before = torch.tensor([1., 2., 3., 0.]), torch.tensor([0., 2., 4., 0.])
-    other = torch.full((4,), 9.)
-    pair = [SimpleNamespace(scores=x if data else other, gold=other if data else x)
-            for x in (after, before)]
-    numbers = lesson3.compare(*pair, lesson3.Config(data=data))
-    assert numbers == pytest.approx(
-        {"x": 1.0, "win_rate": 0.5, "win_rate/error": (1 / 6) ** 0.5 / 2})
-    for part in pair:
-        part.scores = part.gold = part.scores[:1]
-    assert lesson3.compare(*pair, lesson3.Config(data=data))["win_rate/error"] == 0
+    assert win_rate(after, before) == pytest.approx(
+        {"win_rate": 0.5, "win_rate/error": (1 / 6) ** 0.5 / 2})
+    assert win_rate(after[:1], before[:1]) == {"win_rate": 1.0, "win_rate/error": 0.0}
 
 
-def test_win_rate_of_lesson_4_by_hand(lesson4):
+@both_rl
+def test_win_rate_of_several_answers_to_a_prompt_by_hand(number):
     """Two answers to each of three prompts: they win 1, 0.5 and 0.5 of the time. The prompts are
     independent draws, their answers are not."""
+    win_rate = load_lesson(number).win_rate
     after, before = torch.tensor([[1., 1., 0.], [1., 0., 1.]]), torch.tensor([[0., 1., 1.]] * 2)
     wins = torch.tensor([1.0, 0.25, 0.25])
-    assert lesson4.win_rate(after, before) == pytest.approx(
+    assert win_rate(after, before) == pytest.approx(
         {"win_rate": 0.5, "win_rate/error": (wins.std() / 3 ** 0.5).item()})
-    assert lesson4.win_rate(after[:, :1], before[:, :1]) == {"win_rate": 1.0, "win_rate/error": 0.0}
+    assert win_rate(after[:, :1], before[:, :1]) == {"win_rate": 1.0, "win_rate/error": 0.0}
 
 
 LENGTH = "def f(prompts, responses, **columns):\n    return [float(len(x)) for x in responses]\n"
 
 
-@both_rl
+@pytest.mark.parametrize("number, data", [
+    (3, "--data rows.jsonl"), (4, "--data rows.jsonl"), (3, "")])
 def test_a_run_is_compared_with_the_model_that_it_began_with(
-        number, gpt2, type_in, tmp_path, monkeypatch):
-    """Over the same held-out prompts, from the rewards of the first and of the last look."""
+        number, data, gpt2, type_in, tmp_path, monkeypatch):
+    """Over the same held-out prompts, from the rewards of the first and of the last look: in the
+    tiny world the gold ones, which here take a half off for a word that is used twice."""
     write_rows(tmp_path / "rows.jsonl", QUESTIONS)
     (tmp_path / "rewards.py").write_text(LENGTH)
     looks, load = [], load_lesson
 
     def spy(n):
         lesson = load(n)
+        if n == 3:
+            monkeypatch.setattr(lesson, "gold_utility", lambda text: -float(len(text)))
         name = "sample_responses" if n == 3 else "evaluate"
         looks.append(record(monkeypatch, lesson, name))
         return lesson
 
     monkeypatch.setattr(sys.modules[__name__], "load_lesson", spy)
     done = type_in(
-        f"{FILES[number]} --model {gpt2} --data rows.jsonl --reward rewards.py:f --lr 0.03",
+        f"{FILES[number]} --model {gpt2} {data} --reward rewards.py:f --lr 0.03",
         steps=1, num_samples=8, batch_size=8, max_new_tokens=6, missing_eos_penalty=0)
     assert done.code == 0, done.err
     first, *_, last = looks[0]
-    judged = [call[1].scores if number == 3 else call[1][2].flatten() for call in (first, last)]
+    judge = "scores" if data else "gold"
+    judged = [getattr(call[1], judge) if number == 3 else call[1][2].flatten()
+              for call in (first, last)]
     asked = [[row["instruction"] for row in call[0][4 if number == 3 else 3]]
              for call in (first, last)]
-    assert asked[0] == asked[1] and set(asked[0]) <= {row["question"] for row in QUESTIONS}
+    assert asked[0] == asked[1] and len(set(asked[0])) > 1
+    assert not data or set(asked[0]) <= {row["question"] for row in QUESTIONS}
     wins = [1.0 if new > old else 0.5 if new == old else 0.0
             for old, new in zip(*(x.tolist() for x in judged))]
     numbers = json.loads(next(tmp_path.glob("runs/*/*/eval.json")).read_text())
     assert numbers["before"]["win_rate"] == 0.5
-    assert numbers["after"]["win_rate"] == pytest.approx(sum(wins) / len(wins))
+    assert numbers["after"]["win_rate"] == pytest.approx(sum(wins) / len(wins)) != 0.5
     assert numbers["after"] != numbers["before"]
+
+
+@pytest.fixture
+def silent(gpt2, tmp_path):
+    """A folder: the model gpt2, but its answer is an end token, whatever it is asked."""
+    model = AutoModelForCausalLM.from_pretrained(gpt2)
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    with torch.no_grad():
+        end = model.get_input_embeddings().weight[tokenizer.eos_token_id]
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(1000 * end)
+    model.save_pretrained(tmp_path / "silent")
+    tokenizer.save_pretrained(tmp_path / "silent")
+    return tmp_path / "silent"
+
+
+@both_rl
+def test_a_run_is_compared_with_the_model_of_against(number, gpt2, silent, type_in, tmp_path):
+    """Every answer is longer than none, except for the few that are empty, too."""
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    (tmp_path / "rewards.py").write_text(LENGTH)
+    for model, rival, low, high in (gpt2, silent, 0.8, 1.0), (silent, gpt2, 0.0, 0.2):
+        done = type_in(f"{FILES[number]} --model {model} --against {rival} --data rows.jsonl "
+                       "--reward rewards.py:f --steps 0", num_samples=8, batch_size=8)
+        assert done.code == 0, done.err
+        file, = tmp_path.glob(f"runs/{Path(model).name}/*/eval.json")
+        assert low <= json.loads(file.read_text())["after"]["win_rate"] <= high
+
+
+@both_rl
+def test_a_rival_with_another_tokenizer_is_refused(number, gpt2, silent, refused, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    (tmp_path / "rewards.py").write_text(LENGTH)
+    tokenizer = AutoTokenizer.from_pretrained(silent)
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(silent)
+    refused(f"{FILES[number]} --model {gpt2} --against {silent} --data rows.jsonl --reward "
+            "rewards.py:f", f"--against {silent}", "different tokenizers", steps=1)
+
+
+@both_rl
+def test_sampling_keeps_to_the_micro_batches_too(number, gpt2, type_in, tmp_path, monkeypatch):
+    """Sixteen of them at a time, because nothing is kept for a gradient."""
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    (tmp_path / "rewards.py").write_text(CONSTANT)
+    mixin, rows = transformers.GenerationMixin, []
+    generate = mixin.generate
+    monkeypatch.setattr(mixin, "generate", lambda self, ids, **options: (
+        rows.append(len(ids)) or generate(self, ids, **options)))
+    done = type_in(
+        f"{FILES[number]} --model {gpt2} --data rows.jsonl --eval_data rows.jsonl --reward "
+        "rewards.py:f --steps 0", num_samples=40, batch_size=8, micro_batch_size=1)
+    assert done.code == 0, done.err
+    assert set(rows) == {16, 8} and sum(rows) % 40 == 0
+
+
+def test_accuracy_is_that_of_the_checked_reward_alone(lesson4):
+    """Whatever its weight, and whatever other rewards there are."""
+    config = lesson4.Config(reward="gsm8k=2,format=0.5", data="rows.jsonl", model="here")
+    functions = lesson4.make_inputs(config)
+    batch = torch.zeros(2, 3), None, ["#### 5", "6"], [
+        {"instruction": "How many?", "output": answer} for answer in ("#### 5", "#### 5")]
+    both = lesson4.load_rewards(config, functions, None, None)
+    alone = lesson4.load_rewards(config, functions, None, None, {"gsm8k"})
+    assert both(*batch).tolist() == [2.5, 0.0] and alone(*batch).tolist() == [1.0, 0.0]
+
+
+def test_a_checked_reward_among_others_is_evaluated_by_itself(
+        gpt2, type_in, tmp_path, monkeypatch):
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    load = load_lesson
+
+    def every_answer_is_right(n):
+        lesson = load(n)
+        lesson.REWARDS["gsm8k"] = lambda responses, **columns: [1.0] * len(responses)
+        return lesson
+
+    monkeypatch.setattr(sys.modules[__name__], "load_lesson", every_answer_is_right)
+    done = type_in(f"lesson4_grpo.py --model {gpt2} --data rows.jsonl --reward gsm8k=3,format "
+                   "--steps 0", num_samples=8, batch_size=8, max_new_tokens=6)
+    assert done.code == 0, done.err
+    after = json.loads(next(tmp_path.glob("runs/*/*/eval.json")).read_text())["after"]
+    assert after == {"accuracy/greedy": 1.0, "accuracy/sampled": 1.0, "accuracy/pass@k": 1.0,
+                     "win_rate": 0.5, "win_rate/error": 0.0}
 
 
 # ---- Rewards ------------------------------------------------------------------------------------
@@ -1109,5 +1227,5 @@ def test_word_problems_come_out_right_more_often(type_in, tmp_path):
     assert done.code == 0, done.err
     numbers = json.loads((tmp_path / "runs" / "tiny" / "grpo" / "eval.json").read_text())
     before, after = numbers["before"], numbers["after"]
-    assert after["reward/sampled"] > before["reward/sampled"] + 0.15  # 0.3 with three seeds
+    assert after["accuracy/sampled"] > before["accuracy/sampled"] + 0.15  # 0.3 with three seeds
     assert after["win_rate"] > 0.6 + 2 * after["win_rate/error"]

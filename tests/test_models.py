@@ -410,6 +410,30 @@ def test_prompts_are_padded_on_the_left(lesson1, hub_model):
         assert row_mask == [0] * padding + [1] * len(prompt)
 
 
+def test_responses_that_are_sampled_in_pieces_are_padded_alike(lesson3, hub_model, monkeypatch):
+    """Greedily the same as all at once. The first piece ends early, the second does not."""
+    model, tokenizer = load(lesson3, hub_model)
+    end = model.generation_config.eos_token_id[0]
+    shapes, generate = [], model.generate
+
+    def shorter(ids, attention_mask, **options):
+        out = generate(ids, attention_mask=attention_mask, **options)
+        shapes.append(tuple(ids.shape))
+        if len(shapes) == 1:
+            out[:, ids.shape[1] + 1] = end
+            return out[:, :ids.shape[1] + 2]
+        return out
+
+    expected = lesson3.generate(model, tokenizer, PROMPTS, 5, temperature=0)[2]
+    monkeypatch.setattr(model, "generate", shorter)
+    ids, mask, response = lesson3.generate(model, tokenizer, PROMPTS, 5, temperature=0, size=2)
+    assert shapes == [(2, 9), (1, 9)] and ids.shape == mask.shape == (3, 9)
+    pads = [tokenizer.pad_token_id] * (expected.shape[1] - 2)
+    assert response[2].tolist() == expected[2].tolist()
+    for row, whole in zip(response[:2].tolist(), expected.tolist()):
+        assert row == [whole[0], end, *pads]
+
+
 @pytest.mark.parametrize("end", [0, 1])
 def test_any_of_the_end_tokens_stops_a_response(lesson3, qwen3, end):
     model, tokenizer = load(lesson3, qwen3)
