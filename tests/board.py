@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from checks.language import LANGUAGES, columns, language_of_the_locale, say, translated
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test needs the network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: for tiny tensors threads only cost
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = pytest.StashKey()  # {folder: Worker}
 SELECTED = pytest.StashKey()  # are only exercises asked for?
 REMEMBERED = "exercises/board"  # in pytest's cache
+WATCHING = say("Watching the exercises: save a file to check again, Ctrl-C to end.")
 
 
 def pytest_addoption(parser):
@@ -30,6 +32,8 @@ def pytest_addoption(parser):
                     help="the folder with ex1_sft.py and so on (default: exercises/)")
     group.addoption("--watch", action="store_true",
                     help="check again whenever a file of the exercises is saved, until Ctrl-C")
+    group.addoption("--lang", choices=LANGUAGES, default=language_of_the_locale(),
+                    help="of the exercises' board and hints (default: what the locale says)")
 
 
 def blank_names():
@@ -68,8 +72,7 @@ def pytest_cmdline_main(config):
                 seen = now
                 print("\033[2J\033[H" * sys.stdout.isatty(), end="", flush=True)
                 subprocess.run([sys.executable, "-m", "pytest", *command])
-                print("Watching the exercises: save a file to check again, Ctrl-C to end.",
-                      flush=True)
+                print(translated(WATCHING, config.getoption("lang")), flush=True)
             time.sleep(0.3)
     except KeyboardInterrupt:
         return 0
@@ -136,7 +139,7 @@ def pytest_unconfigure(config):
         worker.stop()
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter and (found := judged_now(reporter)):
-        show_board(reporter, found, remember(config, found))
+        show_board(reporter, found, remember(config, found), config.getoption("lang"))
 
 
 def remember(config, found):
@@ -151,11 +154,13 @@ def remember(config, found):
     return statuses
 
 
-def show_board(reporter, found, statuses):
+def show_board(reporter, found, statuses, language):
     """A line a file, a mark a function: those of this session, how many are done in all, and what
     to do next."""
     names = blank_names()
-    reporter.section("exercises: + done, x wrong, . todo")
+    title = translated(say("exercises: + done, x wrong, . todo"), language)
+    reporter.section(title, fullwidth=reporter.config.get_terminal_writer().fullwidth
+                     + len(title) - columns(title))
     here = []
     for file in filter(found.get, names):
         results = [(name, found[file][name]) for name in names[file] if name in found[file]]
@@ -171,15 +176,21 @@ def show_board(reporter, found, statuses):
             reporter.write_line("")
     done = sum(statuses.get(file, {}).get(name) == "passed"
                for file in names for name in names[file])
-    reporter.write_line(f"{done} of {sum(map(len, names.values()))} done.")
+    reporter.write_line(translated(say("{done} of {number} done.", done=done,
+                                       number=sum(map(len, names.values()))), language))
+    reporter.write_line(translated(what_is_next(here), language))
+
+
+def what_is_next(here):
+    """After the statuses [(file, name, status)] of this session."""
     wrong = [place for *place, status in here if status not in ("passed", "todo")]
     todo = [(file, name) for file, name, status in here
             if status == "todo" and name != "training_run"]
-    for verb, places in ("mend", wrong), ("fill in", todo):
+    for words, places in (
+            ("Next: mend {name} in exercises/{file}.py, then pytest -k {name}", wrong),
+            ("Next: fill in {name} in exercises/{file}.py, then pytest -k {name}", todo)):
         if places:
             file, name = places[0]
-            reporter.write_line(
-                f"Next: {verb} {name} in exercises/{file}.py, then pytest -k {name}")
-            return
+            return say(words, name=name, file=file)
     lesson = next(ROOT.glob(f"lesson{here[0][0][2]}_*.py")).name
-    reporter.write_line(f"Next: train with them: python {lesson} --exercise")
+    return say("Next: train with them: python {lesson} --exercise", lesson=lesson)

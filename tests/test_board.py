@@ -37,8 +37,8 @@ def student(tmp_path):
             (tmp_path / f"{file}.py").write_text(text, encoding="utf-8")
 
         def pytest(self, *arguments):
-            return run_pytest(tmp_path, "-k", *arguments, f"--exercises={tmp_path}", "-o",
-                              f"cache_dir={tmp_path / 'cache'}")
+            return run_pytest(tmp_path, "--lang=en", "-k", *arguments,
+                              f"--exercises={tmp_path}", "-o", f"cache_dir={tmp_path / 'cache'}")
 
     student = Student()
     for file in FILES:
@@ -100,7 +100,7 @@ def test_other_selections_collect_the_courses_own_tests(tmp_path):
 @pytest.mark.slow
 def test_watch_checks_again_when_a_file_is_saved(student):
     watch = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-k", "preference_probability", "--watch",
+        [sys.executable, "-m", "pytest", "--lang=en", "-k", "preference_probability", "--watch",
          f"--exercises={student.folder}"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
         start_new_session=True)
     seen = []

@@ -18,7 +18,8 @@ def settle(result, request):
     if result.status == "todo":
         pytest.skip("todo")
     if result.status != "passed":
-        pytest.fail(report(result, request.config.getoption("hint")), pytrace=False)
+        options = request.config.getoption
+        pytest.fail(report(result, options("hint"), options("lang")), pytrace=False)
 
 
 @each_blank

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from channel import pack, receive
 
+from .language import say
+
 WORKERS = Path(__file__).resolve().parent.parent / "worker"
 START_SECONDS = 60  # importing torch on an old laptop
 PATIENCE = 6  # a second of computing may last so many on the clock, for other programs run as well
@@ -58,16 +60,19 @@ class Worker:
                 answer = self.next_answer(seconds)
         except TimeoutError as error:
             self.stop()
-            return {"status": "timeout", "message": str(error)}
+            return {"status": "timeout", "message": error.args[0]}
         if answer is None:
             code = self.exit_code()
             self.stop()
-            return {"status": "crashed", "message": f"the process ended in the call ({code})"}
+            return {"status": "crashed",
+                    "message": say("the process ended in the call ({code})", code=code)}
         good = checked(answer, self.request)
         if good is None:
             self.stop()
-            problem = answer if isinstance(answer, Exception) else "no answer that a worker gives"
-            return {"status": "tampered", "message": f"what came from the process is {problem}"}
+            problem = (answer if isinstance(answer, Exception)
+                       else say("no answer that a worker gives"))
+            return {"status": "tampered",
+                    "message": say("what came from the process is {problem}", problem=problem)}
         return good
 
     def next_answer(self, seconds):
@@ -93,7 +98,7 @@ class Worker:
         return self.wait(seconds)
 
     def exit_code(self):
-        return f"exit code {self.process.wait()}"
+        return say("exit code {number}", number=self.process.wait())
 
     def stop(self):
         """End the process and whatever it has started."""
@@ -131,9 +136,11 @@ class Stopwatch:
     def says(self, seconds):
         """Which of the two limits was reached."""
         if self.computing() >= seconds:
-            return f"no answer within {seconds:.0f} seconds of computing: does it loop for ever?"
-        return (f"no answer within {PATIENCE * seconds:.0f} seconds, of which it computed for "
-                f"{self.computing():.1f}: does it sleep, or wait for something?")
+            return say("no answer within {seconds} seconds of computing: does it loop for ever?",
+                       seconds=f"{seconds:.0f}")
+        return say("no answer within {seconds} seconds, of which it computed for {computed}: does "
+                   "it sleep, or wait for something?", seconds=f"{PATIENCE * seconds:.0f}",
+                   computed=f"{self.computing():.1f}")
 
 
 def cpu_seconds(pid):

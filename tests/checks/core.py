@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,22 +19,27 @@ import torch
 from perform import perform
 from worker import load
 
+from .language import padded, say, translated
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CASE_SECONDS, RUN_SECONDS = 5, 60
 LARGE = 40  # a tensor with more entries is not shown whole
 
 # Hints where no known mistake is recognised, by what has gone wrong.
-BY_HAND = "work the case through by hand, as the docstring's example does."
-SHAPES = 'what comes out, and of which kind, stands in the docstring under "Shapes".'
-RETURNS_NOTHING = "does every way through your function end with a return?"
-RAISES = "call it with these inputs yourself, and look at what goes into the line that fails."
-SHOULD_RAISE = 'which inputs are an error, and which error, stands in the docstring under "Shapes".'
-NO_GRAPH = "which of your steps cuts the graph: detach(), item(), torch.tensor(...), no_grad()?"
-HAS_GRAPH = "no gradient may flow back through this: detach() it, or what it is computed from."
-GRADIENT = ("the values are right, their gradient is not: what on the way detaches, clips or "
-            "chooses?")
-CHANGED = ("which of your lines writes into an input: x[...] =, x +=, a method with _ at its end, "
-           "or append() to a list?")
+BY_HAND = say("work the case through by hand, as the docstring's example does.")
+SHAPES = say('what comes out, and of which kind, stands in the docstring under "Shapes".')
+RETURNS_NOTHING = say("does every way through your function end with a return?")
+RAISES = say("call it with these inputs yourself, and look at what goes into the line that fails.")
+SHOULD_RAISE = say('which inputs are an error, and which error, stands in the docstring under '
+                   '"Shapes".')
+NO_GRAPH = say("which of your steps cuts the graph: detach(), item(), torch.tensor(...), "
+               "no_grad()?")
+HAS_GRAPH = say("no gradient may flow back through this: detach() it, or what it is computed from.")
+GRADIENT = say("the values are right, their gradient is not: what on the way detaches, clips or "
+               "chooses?")
+CHANGED = say("which of your lines writes into an input: x[...] =, x +=, a method with _ at its "
+              "end, or append() to a list?")
+THE_RESULT = say("the result")
 
 
 @dataclass
@@ -112,33 +118,37 @@ def kind(value):
     return "tensor" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def compare(yours, expected, rtol, atol, where="the result", outputs=()):
+def compare(yours, expected, rtol, atol, where=THE_RESULT, outputs=()):
     """-> None, or the first Difference between two values. `outputs`: what the parts of a tuple
     are called."""
     if kind(yours) != kind(expected):
-        return Difference(f"{where} should be of type {kind(expected)}", Shown(yours),
-                          Shown(expected), hint=RETURNS_NOTHING if yours is None else SHAPES)
+        what = say("{where} should be of type {kind}", where=where, kind=kind(expected))
+        return Difference(what, Shown(yours), Shown(expected),
+                          hint=RETURNS_NOTHING if yours is None else SHAPES)
     if isinstance(expected, dict):
         if yours.keys() != expected.keys():
-            return Difference(f"{where} should have other keys", Shown(list(yours)),
-                              Shown(list(expected)), hint=SHAPES)
-        parts = [(f'{where}["{key}"]', yours[key], expected[key]) for key in expected]
+            return Difference(say("{where} should have other keys", where=where),
+                              Shown(list(yours)), Shown(list(expected)), hint=SHAPES)
+        parts = [(say('{where}["{key}"]', where=where, key=key), yours[key], expected[key])
+                 for key in expected]
     elif isinstance(expected, (tuple, list)):
         if len(yours) != len(expected):
-            return Difference(f"{where} has the wrong length", Shown(yours), Shown(expected),
+            return Difference(say("{where} has the wrong length", where=where), Shown(yours),
+                              Shown(expected),
                               hint=SHAPES if isinstance(expected, tuple) else BY_HAND)
-        names = [f'the output "{name}"' for name in outputs] or [
-            f"{where}, entry {i}," for i in range(len(expected))]
+        names = [output_called(name) for name in outputs] or [
+            say("{where}, entry {i},", where=where, i=i) for i in range(len(expected))]
         parts = list(zip(names, yours, expected))
     elif isinstance(expected, torch.Tensor):
         return compare_tensors(yours, expected, rtol, atol, where)
     elif isinstance(expected, float):
         close = yours == expected or (
             math.isfinite(expected) and abs(yours - expected) <= atol + rtol * abs(expected))
-        return None if close else Difference(f"{where} has the wrong value", yours, expected)
+        return None if close else Difference(
+            say("{where} has the wrong value", where=where), yours, expected)
     else:
         return None if yours == expected else Difference(
-            f"{where} has the wrong value", Shown(yours), Shown(expected))
+            say("{where} has the wrong value", where=where), Shown(yours), Shown(expected))
     differences = (compare(a, b, rtol, atol, name) for name, a, b in parts)
     found = next((difference for difference in differences if difference), None)
     if found and isinstance(expected, list):  # one entry says little without its neighbours
@@ -146,25 +156,30 @@ def compare(yours, expected, rtol, atol, where="the result", outputs=()):
     return found
 
 
+def output_called(name):
+    return say('the output "{name}"', name=name)
+
+
 def compare_tensors(yours, expected, rtol, atol, where):
     if yours.shape != expected.shape:
-        return Difference(f"{where} has the wrong shape", tuple(yours.shape),
+        return Difference(say("{where} has the wrong shape", where=where), tuple(yours.shape),
                           tuple(expected.shape), hint=SHAPES)
     if yours.dtype != expected.dtype:
-        return Difference(f"{where} has the wrong dtype", yours.dtype, expected.dtype, hint=SHAPES)
+        return Difference(say("{where} has the wrong dtype", where=where), yours.dtype,
+                          expected.dtype, hint=SHAPES)
     a, b = yours.double(), expected.double()
     wrong = ~torch.isclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
     if not wrong.any():
         return None
-    problem = "has the wrong values" if a.isfinite().all() or not b.isfinite().all() else (
-        "is not finite")
+    finite = a.isfinite().all() or not b.isfinite().all()
+    what = say("{where} has the wrong values" if finite else "{where} is not finite", where=where)
     if expected.ndim == 0:
-        return Difference(f"{where} {problem}", number(yours), number(expected))
+        return Difference(what, number(yours), number(expected))
     is_large = expected.numel() > LARGE  # three entries then stand for all
     entries = [(place, number(yours[tuple(place)]), number(expected[tuple(place)]))
                for place in wrong.nonzero()[:3 if is_large else 1].tolist()]
     shown = () if is_large else (Shown(yours), Shown(expected))
-    return Difference(f"{where} {problem}", *shown, entries=entries)
+    return Difference(what, *shown, entries=entries)
 
 
 def number(entry):
@@ -176,11 +191,15 @@ def number(entry):
 def differ(yours, expected, case, blank):
     """-> None, or how the outcome of a case differs from the expected one."""
     if yours["status"] != expected["status"] or yours.get("type") != expected.get("type"):
-        got = (yours.get("message") or "it returned " + show(yours.get("output")))[:2000]
-        got += "".join("\n    " + line[:200] for line in yours.get("lines", [])[:5])
+        if "message" in yours:
+            got = yours["message"][:2000] + "".join(
+                "\n    " + line[:200] for line in yours.get("lines", [])[:5])
+        else:
+            got = say("it returned {value}", value=show(yours.get("output"))[:2000])
         if expected["status"] == "raised":
-            return Difference(f"it should raise a {expected['type']}", got, hint=SHOULD_RAISE)
-        return Difference("it raises an exception", got, hint=RAISES)
+            return Difference(say("it should raise a {kind}", kind=expected["type"]), got,
+                              hint=SHOULD_RAISE)
+        return Difference(say("it raises an exception"), got, hint=RAISES)
     if expected["status"] == "raised":
         return None
     difference = compare(yours["output"], expected["output"], blank.rtol, blank.atol,
@@ -191,14 +210,14 @@ def differ(yours, expected, case, blank):
     if difference:
         return difference
     if has_any(expected["grads"]) and not has_any(yours["grads"]):
-        return Difference("its graph does not begin at the inputs", hint=NO_GRAPH)
+        return Difference(say("its graph does not begin at the inputs"), hint=NO_GRAPH)
     if not same(list(yours["inputs"].values()), list(expected["inputs"].values())):
-        return Difference("it changed its inputs: work on copies", hint=CHANGED)
+        return Difference(say("it changed its inputs: work on copies"), hint=CHANGED)
     for name in case.grad:
         a, b = yours["grads"].get(name), expected["grads"].get(name)
         nothing = torch.zeros_like(case.inputs[name])  # no gradient is the gradient 0
         found = compare(nothing if a is None else a, nothing if b is None else b, blank.rtol,
-                        blank.atol, f"the gradient with respect to {name}")
+                        blank.atol, say("the gradient with respect to {name}", name=name))
         if found:
             found.hint = GRADIENT
             return found
@@ -207,13 +226,13 @@ def differ(yours, expected, case, blank):
 
 def differ_in_graph(yours, expected, blank):
     """Flags of the output's tensors, one each. -> None, or the first Difference."""
-    names = [f'the output "{name}"' for name in blank.outputs] or ["the result"]
+    names = [output_called(name) for name in blank.outputs] or [THE_RESULT]
     for name, mine, theirs in itertools.zip_longest(names, yours, expected, fillvalue=False):
         if theirs and not mine:
-            return Difference(f"no gradient flows through {name}", hint=NO_GRAPH)
+            return Difference(say("no gradient flows through {name}", name=name), hint=NO_GRAPH)
         if mine and not theirs:
-            return Difference(f"{name} still carries a graph (requires_grad), and should not",
-                              hint=HAS_GRAPH)
+            return Difference(say("{name} still carries a graph (requires_grad), and should not",
+                                  name=name), hint=HAS_GRAPH)
     return None
 
 
@@ -247,7 +266,7 @@ class Shown:
 def show(value):
     """A value as the report prints it."""
     if isinstance(value, torch.Tensor) and value.numel() > LARGE:
-        return f"a tensor of shape {tuple(value.shape)}"
+        return say("a tensor of shape {shape}", shape=tuple(value.shape))
     if isinstance(value, torch.Tensor):
         return str(value.detach()).replace("\n\n", "\n").replace("\n", "\n" + " " * 18)
     if isinstance(value, dict):
@@ -355,15 +374,17 @@ def judge(blank, cases, outcomes, stopped, known=None):
             result.status = "crashed"
     elif stopped:
         result.status = "crashed"
-        result.message = stopped.get("message") or "it raised NotImplementedError"
+        result.message = stopped.get("message") or say("it raised NotImplementedError")
         if stopped["status"] not in ("missing", "not_loaded", "blocked"):  # no case is to blame
             result.case = cases[len(outcomes)]
         if stopped["status"] in ("timeout", "missing", "tampered"):
             result.status = stopped["status"]
         if stopped["status"] == "not_loaded":
-            result.message = f"{blank.file}.py does not load: {result.message}"
+            result.message = say("{file}.py does not load: {error}", file=blank.file,
+                                 error=result.message)
         if stopped["status"] == "blocked":
-            result.message = f"it calls {result.message}, which is still a stub: fill that in first"
+            result.message = say("it calls {name}, which is still a stub: fill that in first",
+                                 name=result.message)
     return result
 
 
@@ -405,68 +426,90 @@ def judge_run_in_worker(run, worker, answers):
 def judge_run(run, yours, expected):
     """What both runs recorded has to agree, step by step."""
     if yours["status"] in ("not_started", "blocked"):
-        return Result(run, "todo", message=f"{yours.get('message')} is still a stub")
+        return Result(run, "todo", message=say("{name} is still a stub", name=yours.get("message")))
     if yours["status"] in ("timeout", "missing", "tampered"):
         return Result(run, yours["status"], message=yours["message"])
     for number, (mine, theirs) in enumerate(zip(yours.get("steps", []), expected["steps"]), 1):
         for quantity in theirs:
             found = compare(mine.get(quantity), theirs[quantity], run.rtol, run.atol,
-                            f'"{quantity}"')
+                            say('"{name}"', name=quantity))
             if found:
-                found.what = f"in step {number} of a training run, {found.what}"
+                found.what = say("in step {number} of a training run, {what}", number=number,
+                                 what=found.what)
                 return Result(run, "wrong", difference=found)
     if yours["status"] != "returned":
-        message = "\n    ".join(["the training run stopped: " + yours["message"],
-                                 *yours.get("lines", [])])
-        return Result(run, "crashed", message=message)
+        error = "\n    ".join([yours["message"], *yours.get("lines", [])])
+        return Result(run, "crashed", message=say("the training run stopped: {error}", error=error))
     if len(yours["steps"]) != len(expected["steps"]):
-        return Result(run, "tampered", message="the training run has not all of its steps")
+        return Result(run, "tampered", message=say("the training run has not all of its steps"))
     return Result(run, "passed")
 
 
 # ---- Reporting ----------------------------------------------------------------------------------
 
 
+def listed(texts):
+    if not texts:
+        return ""
+    return reduce(lambda some, one: say("{some}; {one}", some=some, one=one), texts)
+
+
 def a_few(notes):
     """The first three of a list, and how many more there are."""
-    more = [f"and {len(notes) - 3} more"] if len(notes) > 3 else []
-    return "; ".join(notes[:3] + more)
+    more = [say("and {number} more", number=len(notes) - 3)] if len(notes) > 3 else []
+    return listed(notes[:3] + more)
 
 
-def report(result, hint=1):
+def first_hint(result):
+    """A question, where there is one."""
+    if result.hint or result.mistake:
+        return result.hint or result.mistake.question
+    if isinstance(result.blank, Run):
+        return say("do the single functions pass? See pytest -k {file}", file=result.blank.file)
+    return result.difference.hint if result.difference else ""
+
+
+def last_lines(blank, hint):
+    """The formula, the place, and what to type."""
+    if isinstance(blank, Run):
+        return [say('again: pytest -k "{file} and {name}"', file=blank.file, name=blank.name)]
+    lines = [say("formula: {formula}", formula=blank.formula)] if hint >= 2 else []
+    lines += [say("place: {place}", place=blank.place)] if hint >= 3 else []
+    more = say("   (more help: --hint {next})", next=hint + 1) if hint < 3 else ""
+    return lines + [say("again: pytest -k {name}{more}", name=blank.name, more=more)]
+
+
+def report(result, hint=1, language="en"):
     """What the student reads. hint: 1 a question, 2 the formula as well, 3 the place as well."""
-    blank, difference = result.blank, result.difference
-    is_run = isinstance(blank, Run)
-    lines = [f"{blank}: {difference.what if difference else result.message}"]
-    if result.case:
-        lines.append(f"  case            {result.case.note}")
-        lines += [f"  {name:<15} {show(value)}" for name, value in result.case.inputs.items()]
+    difference, case = result.difference, result.case
+
+    def say_it(text):
+        return translated(text, language)
+
+    def row(title, text):
+        return f"  {padded(title, 15)} {text}"
+
+    lines = [f"{result.blank}: {say_it(difference.what if difference else result.message)}"]
+    if case:
+        lines.append(row(say_it(say("case")), say_it(case.note)))
+        lines += [row(name, say_it(show(value))) for name, value in case.inputs.items()]
     if difference and difference.yours != "":
-        lines.append(f"  yours           {difference.yours}")
+        lines.append(row(say_it(say("yours")), say_it(difference.yours)))
     if difference and difference.expected != "":
-        lines.append(f"  expected        {difference.expected}")
-    for index, yours, expected in difference.entries if difference else ():
-        lines.append(f"  differs at index {index}: yours {yours}, expected {expected}")
-    if result.case:
-        lines.append(f"  right so far: {len(result.right)} of {result.total} cases"
-                     + (f" ({a_few(result.right)})" if result.right else ""))
-    lines += [f"  {title:<15} {text}" for title, text in result.remarks]
-    printed = result.printed.splitlines()[-20:]
-    lines += [f"  {'' if i else 'you printed':<15} {text}" for i, text in enumerate(printed)]
-    if result.hint:
-        lines.append(f"  hint: {result.hint}")
-    elif result.mistake:
-        lines.append(f"  hint: {result.mistake.question}")
-    elif is_run:
-        lines.append(f"  hint: do the single functions pass? See pytest -k {blank.file}")
-    elif difference:
-        lines.append(f"  hint: {difference.hint}")
-    lines += [f"  and perhaps: {other.question}" for other in result.also]
-    if hint >= 2 and not is_run:
-        lines.append(f"  formula: {blank.formula}")
-    if hint >= 3 and not is_run:
-        lines.append(f"  place: {blank.place}")
-    more = "" if hint >= 3 or is_run else f"   (more help: --hint {hint + 1})"
-    command = f'"{blank.file} and {blank.name}"' if is_run else blank.name
-    lines.append(f"  again: pytest -k {command}{more}")
-    return "\n".join(lines)
+        lines.append(row(say_it(say("expected")), say_it(difference.expected)))
+    texts = [say("differs at index {index}: yours {yours}, expected {expected}", index=index,
+                 yours=yours, expected=expected)
+             for index, yours, expected in (difference.entries if difference else ())]
+    if case:
+        few = say(" ({notes})", notes=a_few(result.right)) if result.right else ""
+        texts.append(say("right so far: {right} of {total} cases{few}", right=len(result.right),
+                         total=result.total, few=few))
+    lines += [f"  {say_it(text)}" for text in texts]
+    lines += [row(say_it(title), say_it(text)) for title, text in result.remarks]
+    lines += [row("" if i else say_it(say("you printed")), text)
+              for i, text in enumerate(result.printed.splitlines()[-20:])]
+    question = first_hint(result)
+    texts = [say("hint: {question}", question=question)] if question else []
+    texts += [say("and perhaps: {question}", question=other.question) for other in result.also]
+    texts += last_lines(result.blank, hint)
+    return "\n".join(lines + [f"  {say_it(text)}" for text in texts])

@@ -15,6 +15,8 @@ import torch
 from perform import fresh, perform
 
 from . import core
+from .core import THE_RESULT, output_called
+from .language import say
 
 MOST = 0.6  # the share of the failing cases that a known mistake has to explain
 MORE = 0.7  # the same where the outcomes are yes or no, and many agree by chance: no pairs there
@@ -57,9 +59,9 @@ def parts(output, blank):
     if isinstance(output, dict):
         return [(f'"{key}"', part) for key, part in output.items()]
     if isinstance(output, tuple):
-        names = [f'the output "{name}"' for name in blank.outputs]
-        return list(zip(names + ["another output"] * len(output), output))
-    return [(f'the output "{blank.outputs[0]}"' if blank.outputs else "the result", output)]
+        names = [output_called(name) for name in blank.outputs]
+        return list(zip(names + [say("another output")] * len(output), output))
+    return [(output_called(blank.outputs[0]) if blank.outputs else THE_RESULT, output)]
 
 
 def alike(a, b, blank):
@@ -405,34 +407,45 @@ def is_in_another_shape(y, e, case, blank):
 
 
 DETECTORS = {  # name -> (is it so in one case; None: it could not be, what is said)
-    "reversed": (is_reversed, "{} is the expected one, in the opposite order. In which order do "
-                 "you walk, in which do you collect, and what turns the list round in the end?"),
-    "reversed in rows": (is_reversed_in_rows, "{} has each row's real entries in the opposite "
-                         "order. Which end of a row do you begin at?"),
-    "transposed": (is_transposed, "{} is the expected one with rows and columns exchanged. Which "
-                   "dimension is which?"),
-    "another shape": (is_in_another_shape, "the numbers of {} are right, their shape is not. Which "
-                      "of your steps adds a dimension, or removes one too many?"),
-    "adds up to 1": (adds_up_to_one, "the entries of {} add up to 1, and should not. Over which "
-                     "dimension is your softmax or your mean taken?"),
-    "all the same": (is_all_the_same, "all entries of {} are the same number, and should not be. "
-                     "Over what do you take a sum or a mean that should be taken for each?"),
-    "too late by one": (shifted(1), "{} is the expected one, one place too late. Which entry "
-                        "belongs to which: that of its own place, or its neighbour's?"),
-    "too early by one": (shifted(-1), "{} is the expected one, one place too early. Which entry "
-                         "belongs to which: that of its own place, or its neighbour's?"),
-    "the padding": (is_right_but_for_padding, "{} is right on all real tokens, and wrong at the "
-                    "padding. What should stand there?"),
-    "the last token": (is_right_but_for_last_token, "{} is right but for each row's last real "
-                       "token. What comes after that one?"),
-    "the first row": (is_like_the_first(0, 0), "{} is right but for its first row or entry. What "
-                      "does your code do differently there?"),
-    "the last row": (is_like_the_first(-1, 0), "{} is right but for its last row or entry. What "
-                     "does your code do differently there?"),
-    "the first column": (is_like_the_first(0, 1), "{} is right but for its first column. What does "
-                         "your code do differently there?"),
-    "the last column": (is_like_the_first(-1, 1), "{} is right but for its last column. What does "
-                        "your code do differently there?"),
+    "reversed": (is_reversed,
+        "{name} is the expected one, in the opposite order. In which order do you walk, in "
+        "which do you collect, and what turns the list round in the end?"),
+    "reversed in rows": (is_reversed_in_rows,
+        "{name} has each row's real entries in the opposite order. Which end of a row do you "
+        "begin at?"),
+    "transposed": (is_transposed,
+        "{name} is the expected one with rows and columns exchanged. Which dimension is "
+        "which?"),
+    "another shape": (is_in_another_shape,
+        "the numbers of {name} are right, their shape is not. Which of your steps adds a "
+        "dimension, or removes one too many?"),
+    "adds up to 1": (adds_up_to_one,
+        "the entries of {name} add up to 1, and should not. Over which dimension is your "
+        "softmax or your mean taken?"),
+    "all the same": (is_all_the_same,
+        "all entries of {name} are the same number, and should not be. Over what do you take "
+        "a sum or a mean that should be taken for each?"),
+    "too late by one": (shifted(1),
+        "{name} is the expected one, one place too late. Which entry belongs to which: that "
+        "of its own place, or its neighbour's?"),
+    "too early by one": (shifted(-1),
+        "{name} is the expected one, one place too early. Which entry belongs to which: that "
+        "of its own place, or its neighbour's?"),
+    "the padding": (is_right_but_for_padding,
+        "{name} is right on all real tokens, and wrong at the padding. What should stand "
+        "there?"),
+    "the last token": (is_right_but_for_last_token,
+        "{name} is right but for each row's last real token. What comes after that one?"),
+    "the first row": (is_like_the_first(0, 0),
+        "{name} is right but for its first row or entry. What does your code do differently "
+        "there?"),
+    "the last row": (is_like_the_first(-1, 0),
+        "{name} is right but for its last row or entry. What does your code do differently "
+        "there?"),
+    "the first column": (is_like_the_first(0, 1),
+        "{name} is right but for its first column. What does your code do differently there?"),
+    "the last column": (is_like_the_first(-1, 1),
+        "{name} is right but for its last column. What does your code do differently there?"),
 }
 
 
@@ -445,7 +458,7 @@ def detect(evidence, outcomes):
     for name in names:
         three = [(*two, evidence.cases[i]) for i in evidence.wrong
                  if (two := pair_of(outcomes[i], evidence.expected[i], name, blank))]
-        found = detect_in_lists(three) or detect_in_tensors(three, name[10:], blank)
+        found = detect_in_lists(three) or detect_in_tensors(three, called(name), blank)
         if found:
             return found
     found = without_an_input(evidence, outcomes)
@@ -453,8 +466,15 @@ def detect(evidence, outcomes):
         return found
     shapes = [(*two, evidence.cases[i]) for i in evidence.wrong if (two := pair_of(
         outcomes[i], evidence.expected[i], None, blank))]
-    return detect_in_tensors(shapes, "the result", blank) if len(
+    return detect_in_tensors(shapes, THE_RESULT, blank) if len(
         shapes) == len(evidence.wrong) else None
+
+
+def called(facet):
+    """'values of the output "loss"' -> what is called so."""
+    name = facet.removeprefix("values of ")
+    in_quotes = name.removeprefix('the output "').removesuffix('"')
+    return output_called(in_quotes) if name == output_called(in_quotes) else name
 
 
 def without_an_input(evidence, outcomes):
@@ -467,8 +487,9 @@ def without_an_input(evidence, outcomes):
         others = any(grad is not None and grad.any() for i in evidence.wrong
                      for grad in outcomes[i].get("grads", {}).values())
         if len(seen) >= 2 and others and not any(mine is not None and mine.any() for mine in seen):
-            return "no influence", f"yours does not change when {name} does: no gradient reaches " \
-                "it. Where in the formula does it stand, and where in your code?"
+            return "no influence", say(
+                "yours does not change when {name} does: no gradient reaches it. Where in the "
+                "formula does it stand, and where in your code?", name=name)
     return None
 
 
@@ -510,12 +531,13 @@ def detect_in_tensors(three, name, blank):
         free = key in ("transposed", "another shape")
         if holds([(free or y.shape == e.shape) and test(y, e, case, blank)
                   for y, e, case in three], len(three)):
-            return key, words.format(name)
+            return key, say(words, name=name)
     if holds([is_offset(y, e, case, blank) for y, e, case in three], len(three)):
         gaps = {f"{float((y - e).double().mean()):.4g}" for y, e, _ in three}
-        much = f"{gaps.pop()} in every case" if len(gaps) == 1 else "another one in each case"
-        return "offset", f"{name} is off by one constant in all its entries ({much}). Which term " \
-            "is missing, or there twice?"
+        much = (say("{gap} in every case", gap=gaps.pop()) if len(gaps) == 1
+                else say("another one in each case"))
+        return "offset", say("{name} is off by one constant in all its entries ({much}). Which "
+                             "term is missing, or there twice?", name=name, much=much)
     return None
 
 
@@ -527,18 +549,21 @@ def factor_hint(factors, three, name, blank):
         if abs(known[0] - 1) < 1e-3:
             return None
         if abs(known[0] + 1) < 1e-3:
-            return "negated", f"{name} is exactly -1 times the expected one in every case. Which " \
-                "sign does the formula have, and where does yours lose it?"
-        return "scaled", f"{name} is {known[0]:.5g} times the expected one in every case. Which " \
-            "factor is that?"
+            return "negated", say(
+                "{name} is exactly -1 times the expected one in every case. Which sign does the "
+                "formula have, and where does yours lose it?", name=name)
+        return "scaled", say("{name} is {factor} times the expected one in every case. Which "
+                             "factor is that?", name=name, factor=f"{known[0]:.5g}")
     several = [c for c, (y, _, _) in zip(factors, three) if c is not None and y.numel() > 1]
     ratio = ratio_of_sizes(factors, three)
     if ratio:
-        return "scaled", f"{name} is the expected one times {ratio}, in every case. By what do " \
-            "you divide, and by what does the formula?"
+        return "scaled", say("{name} is the expected one times {ratio}, in every case. By what do "
+                             "you divide, and by what does the formula?", name=name, ratio=ratio)
     if len(several) >= 2:
-        return "scaled", f"{name} is the expected one times a constant, another one in each case " \
-            f"({', '.join(f'{c:.4g}' for c in several[:3])}). By what do you divide?"
+        return "scaled", say(
+            "{name} is the expected one times a constant, another one in each case ({factors}). "
+            "By what do you divide?", name=name,
+            factors=", ".join(f"{c:.4g}" for c in several[:3]))
     return None
 
 
@@ -554,9 +579,9 @@ def sizes_of(case):
         found["T"] = float(max(x.shape[1] for x in tensors if x.ndim > 1))
         found["B T"] = found["B"] * found["T"]
     if mask is not None:
-        found["the number of real tokens"] = float(mask.sum())
+        found[say("the number of real tokens")] = float(mask.sum())
     if isinstance(case.inputs.get("labels"), torch.Tensor):
-        found["the number of labels"] = float((case.inputs["labels"] != -100).sum())
+        found[say("the number of labels")] = float((case.inputs["labels"] != -100).sum())
     if case.inputs.get("count") is not None:
         found["count"] = float(case.inputs["count"])
     return {name: value for name, value in found.items() if value}
@@ -570,7 +595,7 @@ def ratio_of_sizes(factors, three):
         abs(c - sizes[a] / sizes[b]) <= 1e-3 * abs(c) for c, sizes in all_sizes)]
     if not fits or len(all_sizes) < 3:
         return None
-    return min((" / ".join(fit).removesuffix(" / 1") for fit in fits), key=len)
+    return min((a if b == "1" else say("{a} / {b}", a=a, b=b) for a, b in fits), key=len)
 
 
 def detect_in_lists(three):
@@ -578,20 +603,20 @@ def detect_in_lists(three):
     if len(three) < 2 or not all(isinstance(y, (list, str)) for y, _, _ in three):
         return None
     tests = {
-        "reversed": (lambda y, e: y == e[::-1], "it is the expected one, in the opposite order. "
-                     "What turns it round?"),
-        "white space": (lambda y, e: isinstance(y, str) and y.split() == e.split(), "it differs in "
-                        "white space alone: count the spaces and line breaks, with repr(...), "
-                        "those at the end too."),
-        "cut short": (lambda y, e: len(y) < len(e) and y == e[:len(y)],
-                      "it is the expected one without its end. What is added last?"),
-        "goes on": (lambda y, e: len(y) > len(e) and y[:len(e)] == e,
-                    "it begins with all that is expected, and then goes on. What is added there, "
-                    "and where should it stop?"),
-        "begins too late": (lambda y, e: len(y) < len(e) and y == e[-len(y):] and len(y) > 0,
-                            "it is the expected one without its beginning. What comes first?"),
-        "another order": (lambda y, e: sorted(map(repr, y)) == sorted(map(repr, e)),
-                          "it holds the right entries in another order. Which comes first?")}
+        "reversed": (lambda y, e: y == e[::-1], say(
+            "it is the expected one, in the opposite order. What turns it round?")),
+        "white space": (lambda y, e: isinstance(y, str) and y.split() == e.split(), say(
+            "it differs in white space alone: count the spaces and line breaks, with repr(...), "
+            "those at the end too.")),
+        "cut short": (lambda y, e: len(y) < len(e) and y == e[:len(y)], say(
+            "it is the expected one without its end. What is added last?")),
+        "goes on": (lambda y, e: len(y) > len(e) and y[:len(e)] == e, say(
+            "it begins with all that is expected, and then goes on. What is added there, and "
+            "where should it stop?")),
+        "begins too late": (lambda y, e: len(y) < len(e) and y == e[-len(y):] and len(y) > 0, say(
+            "it is the expected one without its beginning. What comes first?")),
+        "another order": (lambda y, e: sorted(map(repr, y)) == sorted(map(repr, e)), say(
+            "it holds the right entries in another order. Which comes first?"))}
     for name, (test, words) in tests.items():
         if holds([test(y, e) for y, e, _ in three], len(three)):
             return name, words
@@ -608,23 +633,26 @@ def not_finite(case, difference):
     largest = max((float(x.abs().max()) for x in real), default=0.0)
     mask, labels = mask_of_any(case), case.inputs.get("labels")
     tokens = [float(n) for n in mask.sum(-1).flatten()] if mask is not None else []
-    where = "the gradient is" if difference.what.startswith("the gradient") else "yours is"
+    where = (say("the gradient is") if difference.what.startswith("the gradient")
+             else say("yours is"))
     if mask is not None and not mask.any() or labels is not None and not (
             labels[:, 1:] != -100).any():
-        return "0/0", f"{where} no number where no token counts. What is 0 / 0, and by what do " \
-            "you divide there?"
+        return "0/0", say("{where} no number where no token counts. What is 0 / 0, and by what do "
+                          "you divide there?", where=where)
     if case.inputs.get("group_size") == 1 or sum(tokens) == 1:
-        return "0/0", f"{where} no number where there is one number to take a deviation of. What " \
-            "is divided by n - 1 when n is 1?"
+        return "0/0", say("{where} no number where there is one number to take a deviation of. "
+                          "What is divided by n - 1 when n is 1?", where=where)
     if mask is not None and 0 in tokens:
-        return "0/0", f"{where} no number where a row has no token. What is 0 / 0, and by what " \
-            "do you divide that row?"
+        return "0/0", say("{where} no number where a row has no token. What is 0 / 0, and by what "
+                          "do you divide that row?", where=where)
     if largest >= 80:
-        return "exp", f"{where} not finite where the inputs are as large as {largest:.4g}: in " \
-            "float32 exp(89) is inf and exp(-104) is 0. Which of your steps takes exp of " \
-            "something large, the log of 0, or inf / inf, and which function does it in one go?"
-    return "log", f"{where} not finite. Where does your code take the log or the root of 0 or of " \
-        "something negative, or divide by 0?"
+        return "exp", say(
+            "{where} not finite where the inputs are as large as {largest}: in float32 exp(89) is "
+            "inf and exp(-104) is 0. Which of your steps takes exp of something large, the log of "
+            "0, or inf / inf, and which function does it in one go?", where=where,
+            largest=f"{largest:.4g}")
+    return "log", say("{where} not finite. Where does your code take the log or the root of 0 or "
+                      "of something negative, or divide by 0?", where=where)
 
 
 def mask_of_any(case):
@@ -638,60 +666,63 @@ def features(case):
     for name, value in case.inputs.items():
         if isinstance(value, torch.Tensor):
             if value.ndim and not value.numel() == 1:
-                found.add(f"{name} of dtype {str(value.dtype)[6:]}")
-                found.add(f"{name} with one row" if len(value) == 1
-                          else f"{name} with several rows")
+                found.add(say("{name} of dtype {dtype}", name=name, dtype=str(value.dtype)[6:]))
+                found.add(say("{name} with one row" if len(value) == 1
+                              else "{name} with several rows", name=name))
             if value.is_floating_point() and value.numel():
-                found.add(f"large numbers in {name}" if value.abs().max() >= 80
-                          else f"no large numbers in {name}")
+                found.add(say("large numbers in {name}" if value.abs().max() >= 80
+                              else "no large numbers in {name}", name=name))
             if value.ndim > 1 and len(value) == value.shape[1]:
-                found.add("as many rows as columns")
+                found.add(say("as many rows as columns"))
         if name in ("count", "margin", "max_length", "ref_logprobs"):
-            found.add(f"no {name}" if value is None else f"{name} given")
+            found.add(say("no {name}" if value is None else "{name} given", name=name))
         if name in ("count", "margin") and value is not None:
-            found.add(f"{name} given as a {'tensor' if core.kind(value) == 'tensor' else 'number'}")
+            found.add(say("{name} given as a tensor" if core.kind(value) == "tensor"
+                          else "{name} given as a number", name=name))
         elif isinstance(value, (bool, int, float)) or isinstance(value, str) and (
                 value.isidentifier()):
-            found.add(f"{name} = {value!r}")
+            found.add(say("{name} = {value}", name=name, value=repr(value)))
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                found.add(f"a negative {name}" if value < 0 else f"no negative {name}")
+                found.add(say("a negative {name}" if value < 0 else "no negative {name}",
+                              name=name))
         if isinstance(value, str):
-            found.add(f"white space at an end of {name}" if value != value.strip()
-                      else f"no white space at the ends of {name}")
+            found.add(say("white space at an end of {name}" if value != value.strip()
+                          else "no white space at the ends of {name}", name=name))
         if isinstance(value, list):
-            found.add(f"{name} empty" if not value else f"several entries in {name}"
-                      if len(value) > 1 else f"one entry in {name}")
+            found.add(say("{name} empty" if not value else "several entries in {name}"
+                          if len(value) > 1 else "one entry in {name}", name=name))
     mask = mask_of_any(case)
     if mask is not None and mask.ndim == 2:
         found |= features_of_mask(mask.bool())
     labels = case.inputs.get("labels")
     if isinstance(labels, torch.Tensor):
         used = (labels != -100)[:, 1:]
-        found.add("no label" if not used.any() else "a row without a label"
-                  if not used.any(1).all() else "a label in every row")
-        found.add("every token labelled" if (labels != -100).all() else "tokens without a label")
-        found.add("a label at the first token" if (labels[:, 0] != -100).any()
-                  else "no label at the first token")
+        found.add(say("no label" if not used.any() else "a row without a label"
+                      if not used.any(1).all() else "a label in every row"))
+        found.add(say("every token labelled" if (labels != -100).all()
+                      else "tokens without a label"))
+        found.add(say("a label at the first token" if (labels[:, 0] != -100).any()
+                      else "no label at the first token"))
     if isinstance(case.inputs.get("group_size"), int):
         groups = case.inputs["rewards"].view(-1, case.inputs["group_size"])
-        found.add("groups without spread" if (groups.amax(1) == groups.amin(1)).all() else
-                  "a group without spread" if (groups.amax(1) == groups.amin(1)).any() else
-                  "spread in every group")
-        found.add("one group" if len(groups) == 1 else "several groups")
+        found.add(say("groups without spread" if (groups.amax(1) == groups.amin(1)).all() else
+                      "a group without spread" if (groups.amax(1) == groups.amin(1)).any() else
+                      "spread in every group"))
+        found.add(say("one group" if len(groups) == 1 else "several groups"))
     return found
 
 
 def features_of_mask(mask):
     if not mask.any():
-        return {"no real token", "a row without a real token"}
+        return {say("no real token"), say("a row without a real token")}
     rows = mask[mask.any(1)]
     left, right = bool((~rows[:, 0]).any()), bool((~rows[:, -1]).any())
-    found = {"no padding" if mask.all() else "padding",
-             "several real tokens" if mask.sum() > 1 else "one real token in all",
-             "a row without a real token" if len(rows) < len(mask) else "a real token in each row"}
-    found |= {"padding on the left"} if left else {"no padding on the left"}
-    found |= {"padding on the right"} if right else {"no padding on the right"}
-    return found
+    return {say("no padding" if mask.all() else "padding"),
+            say("several real tokens" if mask.sum() > 1 else "one real token in all"),
+            say("a row without a real token" if len(rows) < len(mask)
+                else "a real token in each row"),
+            say("padding on the left" if left else "no padding on the left"),
+            say("padding on the right" if right else "no padding on the right")}
 
 
 def in_common(cases, wrong):
@@ -842,9 +873,16 @@ def find_unused(result, ask, seed):
         else:
             if number >= 2:
                 result.seen = "no influence"
-                result.hint = f"yours does not change when {name} does, in {number} cases where " \
-                    "it should. Where in the formula does it stand, and where in your code?"
+                result.hint = say(
+                    "yours does not change when {name} does, in {number} cases where it should. "
+                    "Where in the formula does it stand, and where in your code?", name=name,
+                    number=number)
                 return
+
+
+def no_hint(error):
+    return say("no hint"), say("the hints failed: {kind}: {error}", kind=type(error).__name__,
+                               error=error)
 
 
 def ask_more(result, ask, seed):
@@ -862,7 +900,7 @@ def ask_more(result, ask, seed):
     except TimeoutError:
         pass
     except Exception as error:
-        result.remarks.append(("no hint", f"the hints failed: {type(error).__name__}: {error}"))
+        result.remarks.append(no_hint(error))
 
 
 # ---- All of it ----------------------------------------------------------------------------------
@@ -874,7 +912,7 @@ def fill_in(result, *what):
     try:
         describe(result, *what)
     except Exception as error:
-        result.remarks.append(("no hint", f"the hints failed: {type(error).__name__}: {error}"))
+        result.remarks.append(no_hint(error))
 
 
 def describe(result, known, outcomes, differences):
@@ -883,12 +921,13 @@ def describe(result, known, outcomes, differences):
     evidence = Evidence(known, outcomes, wrong)
     common = in_common(cases, wrong)
     if common:
-        result.remarks.append(("in common", f"{all_of(wrong)} have {common[0]}" + (
-            ", and no other case has" if common[1] else "")))
+        words = ("{all} have {what}, and no other case has" if common[1] else "{all} have {what}")
+        result.remarks.append((say("in common"), say(words, all=all_of(wrong), what=common[0])))
     by_gradient = sum(difference.hint == core.GRADIENT for difference in differences if difference)
     if by_gradient and shown.hint != core.GRADIENT:
-        result.remarks.append(("gradients", f"in {by_gradient} of the {len(wrong)} failing cases "
-                               "the values are right, and their gradient is not"))
+        result.remarks.append((say("gradients"), say(
+            "in {part} of the {all} failing cases the values are right, and their gradient is not",
+            part=by_gradient, all=len(wrong))))
     several = [name for name, _ in parts(known.expected[wrong[0]].get("output"), blank)]
     good = [] if any("error" in names for names in evidence.amiss) else [
         name for name in several if not any(
@@ -896,7 +935,7 @@ def describe(result, known, outcomes, differences):
     good = good if all(any(facet.startswith("values of ") for facet in names)
                        for names in evidence.open.values()) else []
     if good:
-        result.remarks.append(("right", f"{' and '.join(good)}, in every case"))
+        result.remarks.append((say("right"), say("{outputs}, in every case", outputs=both(good))))
     if len(wrong) >= 2 and name_mistakes(result, evidence):
         return
     if shown.what.endswith("is not finite"):
@@ -905,19 +944,25 @@ def describe(result, known, outcomes, differences):
     found = detect(evidence, outcomes) if shown.hint in (core.BY_HAND, core.SHAPES) else None
     if found:
         result.seen, words = found
-        result.hint = words[0].lower() + words[1:]
+        result.hint = words
     elif shown.hint == core.BY_HAND and common:
         result.seen = "in common"
-        result.hint = f"{all_of(wrong)} have {common[0]}. What does your code do there, and what " \
-            "would you do by hand?"
+        result.hint = say("{all} have {what}. What does your code do there, and what would you do "
+                          "by hand?", all=all_of(wrong), what=common[0])
     elif shown.hint == core.BY_HAND and good:
         result.seen = "one output"
-        are = "is" if len(good) == 1 else "are"
-        result.hint = f"{' and '.join(good)} {are} right. What goes into the other one alone?"
+        words = ("{outputs} is right. What goes into the other one alone?" if len(good) == 1 else
+                 "{outputs} are right. What goes into the other one alone?")
+        result.hint = say(words, outputs=both(good))
 
 
 def all_of(wrong):
-    return "both failing cases" if len(wrong) == 2 else f"all {len(wrong)} failing cases"
+    return (say("both failing cases") if len(wrong) == 2
+            else say("all {number} failing cases", number=len(wrong)))
+
+
+def both(outputs):
+    return functools.reduce(lambda a, b: say("{a} and {b}", a=a, b=b), outputs)
 
 
 def name_mistakes(result, evidence):
@@ -936,24 +981,28 @@ def name_mistakes(result, evidence):
             part = evidence.only(lambda facet: f'"{name}"' in facet)
             mistakes = find_mistakes(part)[0] if part else []
             if mistakes:
-                result.remarks.append(("left over", f'this is about "{name}" alone; something '
-                                       "else is wrong as well"))
+                result.remarks.append((say("left over"), say(
+                    'this is about "{name}" alone; something else is wrong as well', name=name)))
                 result.mistake, *result.also = mistakes
-                result.hint = f'as far as "{name}" goes: {mistakes[0].question}'
+                result.hint = say('as far as "{name}" goes: {question}', name=name,
+                                  question=mistakes[0].question)
                 return True
         return False
     result.mistake, *result.also = mistakes
     whole = [i for i in evidence.wrong if explained.get(i) == evidence.open[i]]
     rest = [evidence.cases[i].note for i in evidence.wrong if i not in whole]
     if factor:
-        times = {-1.0: "-1 times", 2.0: "twice", 0.5: "half of"}[factor]
+        times = {-1.0: say("-1 times"), 2.0: say("twice"), 0.5: say("half of")}[factor]
         result.seen = "scaled"
-        result.remarks.append(("on top of it", f"yours is {times} what that mistake gives"))
+        result.remarks.append((say("on top of it"), say(
+            "yours is {times} what that mistake gives", times=times)))
     if rest:
-        known = "this" if len(mistakes) == 1 else "these two"
-        result.remarks.append(("left over", f"{known} would explain {len(whole)} of the "
-                               f"{len(evidence.wrong)} failing cases; not: {core.a_few(rest)}"))
+        words = ("this would explain {part} of the {all} failing cases; not: {rest}"
+                 if len(mistakes) == 1 else
+                 "these two would explain {part} of the {all} failing cases; not: {rest}")
+        result.remarks.append((say("left over"), say(
+            words, part=len(whole), all=len(evidence.wrong), rest=core.a_few(rest))))
     if len(mistakes) > 1 or factor or rest:
-        result.hint = "more than one thing is wrong, it seems. If it were the only one: " \
-            + result.mistake.question
+        result.hint = say("more than one thing is wrong, it seems. If it were the only one: "
+                          "{question}", question=result.mistake.question)
     return True
