@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from lab import load_lesson
+from lab import Arm, folder, load_lesson
+
+
+def reward_arm(size, seed):
+    """The reward model from so many pairs; 6,000 are lesson 2's default."""
+    flags = [f"--num_pairs={size}", "--batch_size=16", "--steps=60", "--num_held_out=1000"]
+    return Arm("reward", seed, 2) if size == 6000 else Arm(f"reward{size}", seed, 2, flags)
 
 
 def sample_reviews(sizes, seed, args):
@@ -29,7 +35,7 @@ def sample_reviews(sizes, seed, args):
     prompts = lesson.load_prompts(config, tokenizer)[0]
     models = {}
     for size in sizes:
-        name = str(home / (f"reward{size}" if size < 6000 else "reward"))
+        name = folder(reward_arm(size, seed), args)
         models[size] = lesson.load_score(name, config, tokenizer, lm)
     columns = {name: [] for name in ("gold", "logprobs", "texts", *sizes)}
     with torch.no_grad():

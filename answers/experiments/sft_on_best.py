@@ -1,0 +1,62 @@
+"""SFT on best-of-n: of every n of the sft model's reviews the best scored one, and lesson 1 goes on
+from the sft model with these. (Dong et al. 2023, "RAFT", is this again and again.)
+"""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from best_of_n import reward_arm, sample_reviews
+from lab import Arm, folder, load_lesson, rows, run_arms
+
+PICKED = (4, 16)  # of how many the best one is learned from
+
+
+def picked_reviews(size, n, seed, args):
+    """What lesson 1 learns from: of every n of a prompt's reviews the best scored -> a file."""
+    lesson, found, lines = load_lesson(1), sample_reviews([size], seed, args), []
+    scores = found["scores"][size]  # (16, N); the texts are those of the first prompt, the second
+    for i, kind in enumerate(lesson.KINDS):
+        for group in torch.arange(scores.shape[1]).split(n):
+            place = i * scores.shape[1] + group[scores[i, group].argmax()].item()
+            lines.append({"instruction": lesson.review_instruction(kind),
+                          "output": found["texts"][place]})
+    file = Path(args.runs_dir, f"seed{seed}", f"best{n}_of_{scores.shape[1]}_{size}.jsonl")
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def sft_on_best(sizes, args):
+    """-> {(size, seed): a row for every n in PICKED}, {(size, seed): the last one's folder}. The
+    rate is between lesson 1's and PPO's; the weights with the best held-out loss are kept."""
+    arms = {}
+    for size, seed in itertools.product(sizes, args.seeds):
+        model = f"--model={folder(Arm('sft', seed, 1), args)}"
+        arms[size, seed] = [Arm(f"sft_best{n}_{size}", seed, 1, [
+            model, f"--data={picked_reviews(size, n, seed, args)}", "--steps=100",
+            "--learning_rate=5e-4", "--eval_every=20", "--save_every=0"]) for n in PICKED]
+    run_arms([arm for some in arms.values() for arm in some], args)
+    return ({(size, seed): [measure(arm, size, args) | {"n": n} for n, arm in zip(PICKED, some)]
+             for (size, seed), some in arms.items()},
+            {key: folder(some[-1], args) for key, some in arms.items()})
+
+
+def measure(arm, size, args):
+    """KL from the sft model, score and gold, means over 1,024 reviews, by lesson 3's functions; the
+    run's folder keeps them as gold.jsonl."""
+    place = folder(arm, args)
+    if not (place / "gold.jsonl").is_file():
+        lesson, models = load_lesson(3), {}
+        config = lesson.Config(reward=str(folder(reward_arm(size, arm.seed), args)))
+        for run in (place, folder(Arm("sft", arm.seed, 1), args)):
+            models[run], tokenizer = lesson.load_causal_lm(replace(config, model=str(run)))
+        lm, sft = models.values()
+        torch.manual_seed(arm.seed)
+        rollout = lesson.sample_responses(
+            lesson.CausalLMWithValueHead(lm), lesson.make_reference(sft, config),
+            lesson.load_rewards(config, lesson.REWARDS, tokenizer, lm), tokenizer,
+            lesson.load_prompts(config, tokenizer)[0] * 64, config, lesson.Accelerator(cpu=True))
+        (place / "gold.jsonl").write_text(json.dumps(lesson.describe(rollout, config)) + "\n")
+    return rows(place, "gold.jsonl")[0]
