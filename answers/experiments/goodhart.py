@@ -172,6 +172,10 @@ def make_claims(runs, sizes, gains, seeds, n):
         claim(f"{size} pairs, PPO's end minus the best of the largest n: score "
               f"{interval(change[SCORE])}, gold {interval(change[GOLD])}",
               bootstrap(change[GOLD])[2] < 0)
+    for size in sizes:
+        gaps = gains["SFT on best-of-16", size]
+        claim(f"{size} pairs: SFT on the best of 16 stays within 0.3 of best-of-n's gold at its "
+              f"KL: {interval(gaps)}", abs(statistics.mean(gaps)) < 0.3)
     nearer = [a > b for a, b in zip(gains[GUARDED, 6000], gains[far, 6000])]
     claim(f"with kl_coef 0.1 PPO is nearer to best-of-n in {sum(nearer)} of {len(nearer)} seeds: "
           f"{interval(gains[GUARDED, 6000])}", sum(nearer) > len(nearer) / 2)

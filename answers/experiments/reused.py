@@ -1,5 +1,5 @@
-"""One batch of 512 answers, learned from again and again: where does its gradient point?
-Exactly, for the mean over all batches that might have been drawn; sampled, for this one and for a fresh one.
+"""One batch of 512 answers, learned from again and again: where does its gradient point? That of
+the mean over all batches that might have been drawn is exact; this one's and a fresh one's are not.
 """
 
 import copy
