@@ -37,8 +37,8 @@ def test_an_experiment_claims_what_comes_out(runs, name):
 
 
 def test_every_experiment_has_its_sheet_its_answer_and_its_picture():
-    titles = re.findall(r"^## (\d\. .*)$", SHEET, re.M)
-    assert titles == re.findall(r"^## (\d\. .*)$", ANSWER, re.M) and len(titles) == len(SCRIPTS)
+    titles = re.findall(r"^## (\d+\. .*)$", SHEET, re.M)
+    assert titles == re.findall(r"^## (\d+\. .*)$", ANSWER, re.M) and len(titles) == len(SCRIPTS)
     for name in SCRIPTS:
         assert f"answers/experiments/{name}.py" in SHEET and (FOLDER / f"{name}.svg").is_file()
     assert set(SCRIPTS) == {file.stem for file in FOLDER.glob("*.py")
