@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 import torch
-import transformers
 from lab import Arm, folder, load_lesson
 
 
@@ -28,8 +27,6 @@ def sample_reviews(sizes, seed, args):
     found = torch.load(file) if file.is_file() else {"scores": {}}
     if set(sizes) <= set(found["scores"]):
         return found
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
     lm, tokenizer = lesson.load_causal_lm(config)
     prompts = lesson.load_prompts(config, tokenizer)[0]

@@ -51,7 +51,6 @@ def arm(seed, args, name="the_lessons", flags=()):
 def load(lesson, run):
     """A run of the tiny model -> (model, tokenizer)."""
     config = lesson.Config(model=str(run))
-    lesson.transformers.utils.logging.disable_progress_bar()
     lm, tokenizer = lesson.load_causal_lm(config)
     return lm.requires_grad_(False), tokenizer
 

@@ -25,7 +25,7 @@ from lab import folder, grpo_arm, interval, ppo_arm, pyplot, rows, run_arms, sav
 from lab import smooth, table
 from sft_on_best import sft_on_best
 
-BEST, SFT, PPO, GRPO = METHODS = ["best-of-n", "SFT on best-of-n", "PPO", "GRPO"]
+BEST, PPO, GRPO, SFT = METHODS = ["best-of-n", "PPO", "GRPO", "SFT on best-of-n"]
 GUARDED = "PPO, kl_coef 0.1"  # experiment 2's, with 6,000 pairs
 
 
@@ -85,7 +85,7 @@ def print_tables(runs, sizes, seeds):
     table(["n", "log n - (n - 1) / n", *(f"KL, {size} pairs" for size in sizes)], [
         [row["n"], row["bound"], *(statistics.mean(runs[BEST, size, seed][i][KL] for seed in seeds)
                                    for size in sizes)]
-        for i, row in enumerate(runs[BEST, sizes[0], seeds[0]])])
+        for i, row in enumerate(runs[BEST, sizes[0], seeds[0]]) if i])
 
 
 def compare(runs, sizes, seeds, n):

@@ -114,6 +114,8 @@ def load_lesson(n):
     spec = importlib.util.spec_from_file_location(name, ROOT / LESSONS[n])
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.transformers.utils.logging.set_verbosity_error()
+    module.transformers.utils.logging.disable_progress_bar()
     return module
 
 
