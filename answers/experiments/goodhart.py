@@ -10,7 +10,7 @@ PPO and GRPO, both with --kl_coef 0, so that nothing holds them back. Best-of-n 
 512 reviews of the sft model, scored, with the unbiased estimate of the best of n <= 128 of them.
 Its KL is measured too: log n - (n - 1) / n is an upper bound (Beirami et al. 2024, theorem 3.1).
 
-    python answers/experiments/goodhart.py            five seeds, about 40 minutes on one core
+    python answers/experiments/goodhart.py            five seeds, 35 minutes on one core and runs of 2
     python answers/experiments/goodhart.py --quick    one seed, two reward models
 """
 
