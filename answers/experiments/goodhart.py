@@ -10,7 +10,7 @@ PPO and GRPO, both with --kl_coef 0, so that nothing holds them back. Best-of-n 
 512 reviews of the sft model, scored, with the unbiased estimate of the best of n <= 128 of them.
 Its KL is measured too: log n - (n - 1) / n is an upper bound (Beirami et al. 2024, theorem 3.1).
 
-    python answers/experiments/goodhart.py            five seeds, 35 minutes on one core and runs of 2
+    python answers/experiments/goodhart.py            five seeds, 35 minutes, and runs of 2
     python answers/experiments/goodhart.py --quick    one seed, two reward models
 """
 
@@ -51,9 +51,16 @@ def make_runs(sizes, args):
     return runs | {(SFT, *key): x for key, x in models.items()}, folders
 
 
-def last(method):
-    """How many rows are the end of a run."""
-    return 1 if method in (BEST, SFT) else 10
+def ends(method, run):
+    """The rows that are a run's end, or its ends -> {arm: rows}."""
+    if method == SFT:
+        return {f"SFT on best-of-{row['n']}": [row] for row in run}
+    return {method: run[-1:] if method == BEST else run[-10:]}
+
+
+def width(method):
+    """Of the smoothing: a step of PPO or GRPO has 64 reviews, the others' rows 1,024 or more."""
+    return 5 if method in (PPO, GRPO) else 1
 
 
 def fit(run, second):
@@ -71,11 +78,15 @@ def fit(run, second):
 def print_tables(runs, sizes, seeds):
     lines, fits = [], []
     for method, size in itertools.product(METHODS, sizes):
-        mine, n = [runs[method, size, seed] for seed in seeds], last(method)
-        highest = [max(smooth([row[GOLD] for row in run], 5 if n > 1 else 1)) for run in mine]
-        lines.append([method, size, *(statistics.mean(end(run, tag, n) for run in mine)
-                                      for tag in (KL, SCORE, GOLD)), statistics.mean(highest)])
-        if method != SFT:  # two points have no fit
+        mine = [runs[method, size, seed] for seed in seeds]
+        highest = statistics.mean(max(smooth([row[GOLD] for row in run], width(method)))
+                                  for run in mine)
+        for arm in ends(method, mine[0]):
+            rows_of_it = [row for run in mine for row in ends(method, run)[arm]]
+            lines.append([arm, size, *(statistics.mean(row[tag] for row in rows_of_it)
+                                       for tag in (KL, SCORE, GOLD)),
+                          "-" if method == SFT else highest])
+        if method != SFT:  # two points have no curve
             forms = [[fit(run, second) for run in mine] for second in (lambda d: d, numpy.log)]
             fits.append([method, size, *("{:.2f}, {:.2f}, {:.2f}".format(
                 *map(statistics.mean, zip(*form))) for form in forms)])
@@ -99,12 +110,12 @@ def compare(runs, sizes, seeds, n):
             gold = at_kl(runs[method, size, seed], there[KL], GOLD)
             gains.setdefault((f"{method} at best-of-{n}'s KL", size), []).extend(
                 [] if gold is None else [gold - there[GOLD]])
-        ends = {f"SFT on best-of-{row['n']}": (row[KL], row[GOLD])
-                for row in runs[SFT, size, seed]}
+        others = ends(SFT, runs[SFT, size, seed])
         if size == 6000:
-            ends[GUARDED] = [end(runs[GUARDED, size, seed], tag) for tag in (KL, GOLD)]
-        for arm, (kl, gold) in ends.items():
-            gains.setdefault((arm, size), []).append(gold - gold_at(best, kl))
+            others |= ends(GUARDED, runs[GUARDED, size, seed])
+        for arm, run in others.items():
+            gap = end(run, GOLD) - gold_at(best, end(run, KL))
+            gains.setdefault((arm, size), []).append(gap)
     table(["arm", "pairs", "gold minus best-of-n's at the same KL", "a seed"],
           [[*key, interval(values) if values else "never there", signed(values)]
            for key, values in sorted(gains.items())])
@@ -130,9 +141,8 @@ def picture(runs, sizes, args):
     for panel, size in zip(panels, sizes):
         for method, colour in zip(METHODS, COLOURS):
             mine = [runs[method, size, seed] for seed in args.seeds]
-            width = 1 if method in (BEST, SFT) else 5
-            d = [smooth([max(row[KL], 0) ** 0.5 for row in run], width) for run in mine]
-            gold, score = ([smooth([row[tag] for row in run], width) for run in mine]
+            d = [smooth([max(row[KL], 0) ** 0.5 for row in run], width(method)) for run in mine]
+            gold, score = ([smooth([row[tag] for row in run], width(method)) for run in mine]
                            for tag in (GOLD, SCORE))
             draw_paths(panel, d, gold, colour, f"{method}, gold")
             panel.plot(average(d), average(score), ":", color=colour, linewidth=1.2,
