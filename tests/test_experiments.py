@@ -78,13 +78,13 @@ def test_lesson_1_learns_from_the_best_scored_review_of_every_group(tmp_path):
     """Eight reviews a film, groups of four: scores that say which two must be picked."""
     (tmp_path / "seed0").mkdir()
     done = in_the_laboratory(f"""
-import types, torch, sft_on_best
+import types, torch, press
 scores = torch.tensor([0, 3, 1, 2, 9, 5, 8, 7.0]).repeat(16, 1)
 scores[15] = -scores[15]
 texts = [f"film {{film}} review {{i}}" for film in range(16) for i in range(8)]
-sft_on_best.sample_reviews = lambda *_: {{"scores": {{100: scores}}, "texts": texts}}
+press.sample_reviews = lambda *_: {{"scores": {{100: scores}}, "texts": texts}}
 args = types.SimpleNamespace(runs_dir={str(tmp_path)!r})
-print(sft_on_best.picked_reviews(100, 4, 0, args).read_text())""")
+print(press.picked_reviews(100, 4, 0, args).read_text())""")
     rows = [json.loads(line) for line in done.stdout.split("\n") if line]
     assert len(rows) == 32, done.stderr
     assert [row["output"] for row in rows[:2]] == ["film 0 review 1", "film 0 review 4"]

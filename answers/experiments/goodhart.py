@@ -19,36 +19,10 @@ import re
 import statistics
 
 import numpy
-from best_of_n import best_of_n, gold_at, reward_arm, sample_reviews
+from best_of_n import gold_at, sample_reviews
 from lab import COLOURS, GOLD, KL, SCORE, at_kl, average, bootstrap, claim, done, draw_paths, end
-from lab import folder, grpo_arm, interval, ppo_arm, pyplot, rows, run_arms, save, settings, signed
-from lab import smooth, table
-from sft_on_best import sft_on_best
-
-BEST, PPO, GRPO, SFT = METHODS = ["best-of-n", "PPO", "GRPO", "SFT on best-of-n"]
-GUARDED = "PPO, kl_coef 0.1"  # experiment 2's, with 6,000 pairs
-
-
-def make_runs(sizes, args):
-    """{(method, size, seed): rows with KL, score and gold}, and the folders of what was trained. A
-    row is a step (PPO, GRPO), an n (best-of-n), or a model (SFT on the best of 4, of 16)."""
-    every = list(itertools.product(sizes, args.seeds))
-    run_arms([reward_arm(*key) for key in every], args)
-    arms = {(GUARDED, 6000, seed): ppo_arm(0.1, seed) for seed in args.seeds}
-    for size, seed in every:
-        reward = folder(reward_arm(size, seed), args)
-        arms[PPO, size, seed] = ppo_arm(0, seed) if size == 6000 else ppo_arm(
-            0, seed, f"_{size}", f"--reward={reward}")
-        arms[GRPO, size, seed] = grpo_arm(reward, f"kl0_{size}", seed, "--kl_coef=0")
-    run_arms(list(arms.values()), args)
-    folders = {key: folder(arm, args) for key, arm in arms.items()}
-    runs = {key: rows(place, "gold.jsonl" if key[0] == GRPO else "metrics.jsonl")
-            for key, place in folders.items()}
-    for seed in args.seeds:
-        runs |= {(BEST, size, seed): x for size, x in best_of_n(sizes, seed, args).items()}
-    models, places = sft_on_best(sizes, args)
-    folders |= {(SFT, *key): place for key, place in places.items()}
-    return runs | {(SFT, *key): x for key, x in models.items()}, folders
+from lab import interval, pyplot, save, settings, signed, smooth, table
+from press import BEST, GRPO, GUARDED, METHODS, PPO, SFT, make_runs
 
 
 def ends(method, run):

@@ -1,4 +1,6 @@
-"""SFT on best-of-n: of every n of the sft model's reviews the best scored one, and lesson 1 goes on
+"""Four ways to press a reward model: the runs of experiment 1.
+
+SFT on best-of-n: of every n of the sft model's reviews the best scored one, and lesson 1 goes on
 from the sft model with these. (Dong et al. 2023, "RAFT", is this again and again.)
 """
 
@@ -8,10 +10,34 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from best_of_n import reward_arm, sample_reviews
-from lab import Arm, folder, load_lesson, rows, run_arms
+from best_of_n import best_of_n, reward_arm, sample_reviews
+from lab import Arm, folder, grpo_arm, load_lesson, ppo_arm, rows, run_arms
 
+BEST, PPO, GRPO, SFT = METHODS = ["best-of-n", "PPO", "GRPO", "SFT on best-of-n"]
+GUARDED = "PPO, kl_coef 0.1"  # experiment 2's, with 6,000 pairs
 PICKED = 4, 16  # of how many the best one is learned from; --quick has the last alone
+
+
+def make_runs(sizes, args):
+    """{(method, size, seed): rows with KL, score and gold}, and the folders of what was trained. A
+    row is a step (PPO, GRPO), an n (best-of-n), or a model (SFT on the best of 4, of 16)."""
+    every = list(itertools.product(sizes, args.seeds))
+    run_arms([reward_arm(*key) for key in every], args)
+    arms = {(GUARDED, 6000, seed): ppo_arm(0.1, seed) for seed in args.seeds}
+    for size, seed in every:
+        reward = folder(reward_arm(size, seed), args)
+        arms[PPO, size, seed] = ppo_arm(0, seed) if size == 6000 else ppo_arm(
+            0, seed, f"_{size}", f"--reward={reward}")
+        arms[GRPO, size, seed] = grpo_arm(reward, f"kl0_{size}", seed, "--kl_coef=0")
+    run_arms(list(arms.values()), args)
+    folders = {key: folder(arm, args) for key, arm in arms.items()}
+    runs = {key: rows(place, "gold.jsonl" if key[0] == GRPO else "metrics.jsonl")
+            for key, place in folders.items()}
+    for seed in args.seeds:
+        runs |= {(BEST, size, seed): x for size, x in best_of_n(sizes, seed, args).items()}
+    models, places = sft_on_best(sizes, args)
+    folders |= {(SFT, *key): place for key, place in places.items()}
+    return runs | {(SFT, *key): x for key, x in models.items()}, folders
 
 
 def picked_reviews(size, n, seed, args):
