@@ -9,8 +9,13 @@ import math
 from pathlib import Path
 
 import torch
-import transformers
-from lab import load_lesson
+from lab import Arm, folder, load_lesson
+
+
+def reward_arm(size, seed):
+    """The reward model from so many pairs; 6,000 are lesson 2's default."""
+    flags = [f"--num_pairs={size}", "--batch_size=16", "--steps=60", "--num_held_out=1000"]
+    return Arm("reward", seed, 2) if size == 6000 else Arm(f"reward{size}", seed, 2, flags)
 
 
 def sample_reviews(sizes, seed, args):
@@ -22,14 +27,12 @@ def sample_reviews(sizes, seed, args):
     found = torch.load(file) if file.is_file() else {"scores": {}}
     if set(sizes) <= set(found["scores"]):
         return found
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(seed)
     lm, tokenizer = lesson.load_causal_lm(config)
     prompts = lesson.load_prompts(config, tokenizer)[0]
     models = {}
     for size in sizes:
-        name = str(home / (f"reward{size}" if size < 6000 else "reward"))
+        name = folder(reward_arm(size, seed), args)
         models[size] = lesson.load_score(name, config, tokenizer, lm)
     columns = {name: [] for name in ("gold", "logprobs", "texts", *sizes)}
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""All answers to a sum, with their probabilities: what three of the experiments share.
+"""All answers to a sum, with their probabilities: what three of the experiments share, and the GRPO
+runs on sums that they look at.
 
 A sum's answer has at most 4 tokens, so the answers can be enumerated: breadth-first over tokens,
 leaving out every beginning whose probability is below a threshold (the mass that is left out is
@@ -31,17 +32,39 @@ class Answers:
     prob: torch.Tensor  # (N,) float64
     text: list
 
+    def add_up(self, values, prompts):
+        """A value an answer (N,) -> their sum for every prompt (prompts,)."""
+        return torch.zeros(prompts).double().index_add(0, self.row, values.double())
+
     def left_out(self, prompts):
         """The mass that was not enumerated, a prompt -> (prompts,)."""
-        return 1 - torch.zeros(prompts).double().index_add(0, self.row, self.prob)
+        return 1 - self.add_up(self.prob, prompts)
+
+
+def arm(seed, args, name="the_lessons", flags=()):
+    """A GRPO run on sums, logged exactly; the lesson's default would be 110 steps."""
+    steps = 30 if args.quick else 60
+    return lab.Arm(f"exact{steps}_{name}", seed, "exact.py",
+                   [f"--steps={steps}", "--eval_every=10", *flags])
 
 
 def load(lesson, run):
     """A run of the tiny model -> (model, tokenizer)."""
     config = lesson.Config(model=str(run))
-    lesson.transformers.utils.logging.disable_progress_bar()
     lm, tokenizer = lesson.load_causal_lm(config)
     return lm.requires_grad_(False), tokenizer
+
+
+def gradient(lm, loss):
+    """In all weights, as one vector."""
+    parts = torch.autograd.grad(loss, list(lm.parameters()), retain_graph=True)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def without_letters(tokenizer, token):
+    """Of such tokens a right answer is made."""
+    text = tokenizer.decode([token], skip_special_tokens=True)
+    return set(text.strip()) <= set("0123456789.")
 
 
 @torch.no_grad()
@@ -51,10 +74,8 @@ def enumerate_answers(lesson, lm, tokenizer, data, threshold, length=4, keep=Non
     batch = tokenizer.pad({"input_ids": [row["prompt_ids"] for row in data]}, padding_side="left",
                           return_tensors="pt")
     ends = torch.tensor(lm.generation_config.eos_token_id)
-    usable = torch.ones(lm.config.vocab_size, dtype=torch.bool)
-    if keep:  # a right answer has no letter in it
-        usable = torch.tensor([not set(tokenizer.decode([token], skip_special_tokens=True).strip())
-                               - set("0123456789.") for token in range(lm.config.vocab_size)])
+    usable = torch.tensor([keep is None or without_letters(tokenizer, token)
+                           for token in range(lm.config.vocab_size)])
     row, logprob = torch.arange(len(data)), torch.zeros(len(data)).double()
     response, found = torch.zeros(len(data), 0, dtype=torch.long), []
     tokens, seen, cache = batch["input_ids"], batch["attention_mask"], None
@@ -105,8 +126,7 @@ def may_be_right(row, text):
 def right_probability(lesson, lm, tokenizer, data, threshold=1e-7):
     """The probability of a right answer to each row -> (rows,) float64."""
     answers = enumerate_answers(lesson, lm, tokenizer, data, threshold, keep=may_be_right)
-    right = answers.prob * rewards(lesson, answers, data)
-    return torch.zeros(len(data)).double().index_add(0, answers.row, right)
+    return answers.add_up(answers.prob * rewards(lesson, answers, data), len(data))
 
 
 def pass_at(p, k):
@@ -114,9 +134,10 @@ def pass_at(p, k):
     return -torch.expm1(k * torch.log1p(-p.clamp(max=1 - 1e-15))).mean().item()
 
 
-def remembered(file, compute):
-    """What compute() gave; a file that is there already is read instead: delete it when the code
-    changes."""
+def remembered(name, seed, args, compute):
+    """What compute() gave for this seed; what is there already is read instead: delete the file
+    when the code changes."""
+    file = Path(args.runs_dir, f"seed{seed}", f"{name}{'_quick' * args.quick}.pt")
     if not file.is_file():
         torch.save(compute(), file)
     return torch.load(file)

@@ -20,120 +20,48 @@ the later ones. Here the expectations are exact:
 
 import copy
 import statistics
-import sys
-from pathlib import Path
 
 import torch
 import exact
 import lab
+from kl_gradients import KS, tokens, whole_answers
 from lab import GOLD, KL, SCORE
 
-KS = ("k1", "k2", "k3")
-COEFS = (0, 0.01, 0.05, 0.1, 0.3)  # of the PPO runs whose last policies are looked at
+REWARD, K2, K3 = "k1 in the reward", "k2 in the loss", "k3 in the loss"
+TAGS = (KL, SCORE, GOLD, "grad_norm")
 
 
-def gradient(lm, loss):
-    parts = torch.autograd.grad(loss, list(lm.parameters()), retain_graph=True)
-    return torch.cat([part.flatten() for part in parts])
+def train(coefs, args):
+    """-> {arm: [the last ten steps' means, a seed]}. The KL at the end is about the same with 0.3
+    in the loss and 0.1 in the reward (a trial with seed 0). Also run: the PPO and the GRPO arms
+    whose last policies are looked at."""
+    arms = {(REWARD, seed): lab.ppo_arm(0.1, seed) for seed in args.seeds}
+    for seed in [] if args.quick else args.seeds:
+        arms[K3, seed] = lab.ppo_arm(0.3, seed, "_k3", "--kl_in=loss")
+        arms[K2, seed] = lab.Arm("ppo_kl0.3_k2", seed, "ppo_k2.py", arms[K3, seed].flags)
+    looked_at = [lab.ppo_arm(coef, seed) for seed in args.seeds for coef in coefs]
+    sums = [exact.arm(seed, args) for seed in args.seeds]
+    places = lab.run_arms([*arms.values(), *looked_at, *sums], args)
+    runs = {key: lab.rows(places[arm.name, arm.seed]) for key, arm in arms.items()}
+    return {name: [{tag: lab.end(runs[name, seed], tag) for tag in TAGS} for seed in args.seeds]
+            for name in (REWARD, K2, K3) if (name, args.seeds[0]) in arms}
 
 
-def compare(lm, truth, losses):
-    """-> {name: (cosine to the gradient of the true KL, norm over its norm)}"""
-    truth, found = gradient(lm, truth), {}
-    for name, loss in losses.items():
-        grad = gradient(lm, loss)
-        found[name] = (torch.cosine_similarity(grad.double(), truth.double(), dim=0).item(),
-                       (grad.norm() / truth.norm()).item())
-    return found
-
-
-def tokens(lesson, reference, policy, tokenizer, seed):
-    """At the states of 64 reviews by the policy -> its KL a token and, for each estimator: (cosine,
-    norm, mean of the value over the KL, standard deviation of the value of one token)."""
-    torch.manual_seed(seed)
-    data = lesson.load_prompts(lesson.Config(), tokenizer)[0] * 4
-    ids, prompt_mask, response = lesson.generate(
-        policy, tokenizer, [row["prompt_ids"] for row in data], 40)
-    mask = lesson.response_mask(response, policy.generation_config.eos_token_id)
-    inputs = (torch.cat([ids, response], dim=1), torch.cat([prompt_mask, mask.long()], dim=1),
-              response.shape[1])
-    logp, logq = ([lesson.response_logits(lm, *inputs)[:, :-1].log_softmax(dim=-1)][0][mask > 0]
-                  for lm in (policy, reference))  # (N, V)
-    p = logp.detach().exp()
-    kl = (logp.exp() * (logp - logq)).sum(dim=-1)  # (N,)
-    values = {k: lesson.kl_penalty(logp, logq, k) for k in KS}  # (N, V)
-    found = compare(policy, kl.mean(), {k: (p * x).sum(dim=-1).mean() for k, x in values.items()})
-    for k, x in values.items():
-        mean = (p * x.detach()).sum(dim=-1)
-        variance = (p * (x.detach() - mean[:, None]).square()).sum(dim=-1).mean()
-        found[k] += ((mean.mean() / kl.mean()).item(), variance.sqrt().item())
-    return kl.mean().item(), found
-
-
-def whole_answers(reference, policy, tokenizer):
-    """All answers to 32 held-out sums: the estimators' sum over an answer's tokens, as a loss,
-    against the gradient of the KL of answers -> its mean in nats, {k: (cosine, norm)}."""
-    lesson = lab.load_lesson(4)
-    data = lesson.load_grpo_prompts(lesson.Config(), tokenizer)[1][:32]
-    answers = exact.enumerate_answers(lesson, policy, tokenizer, data, 1e-4)
-    logp, logq = (lesson.response_logprobs(lesson.response_logits(
-        lm, answers.ids, answers.attention_mask, 4), answers.response) * answers.mask
-        for lm in (policy, reference))  # (N, T)
-    chance = logp.double().sum(dim=1).exp()
-    kl = (chance * (logp - logq).sum(dim=1)).sum() / len(data)
-    kl_penalty = lab.load_lesson(3).kl_penalty
-    losses = {k: (chance.detach() * (kl_penalty(logp, logq, k) * answers.mask).sum(dim=1)).sum()
-              / len(data) for k in KS}
-    # As a reward, k1 of the whole answer is constant, and the answer's probability has the slope.
-    losses["k1 in the reward"] = (chance * (logp - logq).sum(dim=1).detach()).sum() / len(data)
-    return kl.item(), compare(policy, kl, losses)
-
-
-def exchanged(estimator):
-    """Lesson 3 as a command, with another estimator's slope where its loss has k3."""
-    lesson = lab.load_lesson(3)
-    original = lesson.kl_penalty
-
-    def kl_penalty(logprobs, ref_logprobs, name="k1"):
-        value = original(logprobs, ref_logprobs, name)
-        if name == "k3" and logprobs.requires_grad:  # k3's value for the log, the other's slope
-            slope = original(logprobs, ref_logprobs, estimator)
-            value = value.detach() + slope - slope.detach()
-        return value
-
-    lesson.kl_penalty = kl_penalty
-    lesson.run_lesson()
-
-
-def coefs(args):
-    return (0, 0.1) if args.quick else COEFS
-
-
-def look(seed, args):
-    """-> {distance: (KL a token, {k: (cosine, norm, mean, standard deviation)})}, whole answers"""
-    place, lesson = Path(args.runs_dir, f"seed{seed}"), lab.load_lesson(3)
-    reference, tokenizer = exact.load(lesson, place / "sft")
-    found = {}
-    for coef in coefs(args):
-        policy, _ = exact.load(lesson, place / f"ppo_kl{coef}")
-        found[f"kl_coef {coef}"] = tokens(lesson, reference, policy.requires_grad_(True), tokenizer,
-                                          seed)
+def look(coefs, seed, args):
+    """-> {policy: (KL a token, {k: (cosine, norm, mean, standard deviation)})}, whole answers"""
+    load = lambda arm: exact.load(lab.load_lesson(3), lab.folder(arm, args))
+    reference, tokenizer = load(lab.Arm("sft", seed, 1))
+    policies = {f"kl_coef {coef}": load(lab.ppo_arm(coef, seed))[0] for coef in coefs}
     for share in (0.03, 0.1, 0.3):  # on the straight line from the reference to that policy
-        mixed, policy = copy.deepcopy(reference), exact.load(lesson, place / "ppo_kl0.1")[0]
+        mixed, policy = copy.deepcopy(reference), policies["kl_coef 0.1"]
         with torch.no_grad():
             for weight, other in zip(mixed.parameters(), policy.parameters()):
                 weight.lerp_(other, share)
-        found[f"{share:.0%} of the way to kl_coef 0.1"] = tokens(
-            lesson, reference, mixed.requires_grad_(True), tokenizer, seed)
-    policy, _ = exact.load(lesson, place / sums_arm(seed, args).name)
+        policies[f"{share:.0%} of the way to kl_coef 0.1"] = mixed
+    found = {name: tokens(reference, policy.requires_grad_(True), tokenizer, seed)
+             for name, policy in policies.items()}
+    policy = load(exact.arm(seed, args))[0]
     return found, whole_answers(reference, policy.requires_grad_(True), tokenizer)
-
-
-def sums_arm(seed, args):
-    """The GRPO run of pass_at_k.py."""
-    steps = 30 if args.quick else 60
-    return lab.Arm(f"exact{steps}_the_lessons", seed, "exact", [f"--steps={steps}",
-                                                               "--eval_every=10"])
 
 
 def exact_tables(looks):
@@ -148,31 +76,6 @@ def exact_tables(looks):
     lab.table(["whole answers", "cosine", "norm"],
               [[k, *(f"{mean(lambda x: x[1][1][k][i]):.3f}" for i in (0, 1))]
                for k in looks[0][1][1]])
-
-
-TRAINED = {"k2 in the loss": "k2", "k3 in the loss": "k3"}
-
-
-def train(args):
-    """-> {arm: [last ten steps' means, a seed]}. The KL at the end is about the same with 0.3 in
-    the loss and 0.1 in the reward (a trial with seed 0)."""
-    lab.LESSONS.update(exact="answers/experiments/exact.py",
-                       exchanged="answers/experiments/kl_estimators.py")
-    plain = lambda coef, seed: lab.Arm(f"ppo_kl{coef}", seed, 3,
-                                       [f"--kl_coef={coef}", "--steps=30"])
-    arms = {("k1 in the reward", seed): plain(0.1, seed) for seed in args.seeds}
-    arms |= {(name, seed): lab.Arm(f"ppo_loss_{k}", seed, "exchanged", [
-        "--kl_in=loss", "--kl_coef=0.3", "--steps=30", f"--estimator={k}"])
-        for seed in args.seeds for name, k in TRAINED.items() if not args.quick}
-    others = [plain(coef, seed) for seed in args.seeds for coef in coefs(args)]
-    sums = [sums_arm(seed, args) for seed in args.seeds]
-    places = lab.run_arms([*arms.values(), *others, *sums], args)
-    ends = {}
-    for (name, seed), arm in arms.items():
-        run = lab.rows(places[arm.name, seed])
-        ends.setdefault(name, []).append({tag: lab.end(run, tag)
-                                          for tag in (KL, SCORE, GOLD, "grad_norm")})
-    return ends
 
 
 def picture(looks, ends, args):
@@ -196,26 +99,6 @@ def picture(looks, ends, args):
     lab.save(figure, "kl_estimators", args)
 
 
-def main():
-    if any(word.startswith("--estimator=") for word in sys.argv):
-        word = next(word for word in sys.argv if word.startswith("--estimator="))
-        sys.argv.remove(word)
-        return exchanged(word.removeprefix("--estimator="))
-    args = lab.settings(__doc__)
-    ends = train(args)
-    name = f"kl_estimators{'_quick' * args.quick}.pt"
-    looks = [exact.remembered(Path(args.runs_dir, f"seed{seed}", name), lambda: look(seed, args))
-             for seed in args.seeds]
-    exact_tables(looks)
-    tags = (KL, SCORE, GOLD, "grad_norm")
-    lab.table(["PPO with", "KL at the end (nats)", "score", "gold", "gradient's norm"],
-              [[name, *(statistics.mean(x[tag] for x in seeds) for tag in tags)]
-               for name, seeds in ends.items()])
-    picture(looks, ends, args)
-    make_claims(looks, ends)
-    lab.done()
-
-
 def make_claims(looks, ends):
     every = [(kl, values) for x in looks for kl, values in x[0].values()]
     lab.claim("k2 as a loss has the KL's gradient at a token: cosine above 0.9999, norm to 0.1%",
@@ -232,13 +115,25 @@ def make_claims(looks, ends):
     lab.claim("for whole answers k1 in the reward has the exact gradient, k3 in the loss has not "
               "(cosine below 0.95)", all(x[1][1]["k1 in the reward"][0] > 0.999
                                          and x[1][1]["k3"][0] < 0.95 for x in looks))
-    if "k2 in the loss" not in ends:
-        return
-    gaps = {tag: [a[tag] - b[tag] for a, b in zip(ends["k3 in the loss"], ends["k2 in the loss"])]
-            for tag in (KL, GOLD)}
-    shown = {tag: ", ".join(f"{gap:+.2f}" for gap in gaps[tag]) for tag in gaps}
-    lab.claim(f"trained with k3 in place of k2, a seed: KL {shown[KL]} nats, gold {shown[GOLD]}",
-              max(gaps[GOLD]) < 0)
+    if K2 in ends:
+        kl, gold = ([a[tag] - b[tag] for a, b in zip(ends[K3], ends[K2])] for tag in (KL, GOLD))
+        lab.claim(f"trained with k3 in place of k2, a seed: KL {lab.signed(kl)} nats, gold "
+                  f"{lab.signed(gold)}", max(gold) < 0)
+
+
+def main():
+    args = lab.settings(__doc__)
+    coefs = (0, 0.1) if args.quick else (0, 0.01, 0.05, 0.1, 0.3)
+    ends = train(coefs, args)
+    looks = [exact.remembered("kl_estimators", seed, args, lambda: look(coefs, seed, args))
+             for seed in args.seeds]
+    exact_tables(looks)
+    lab.table(["PPO with", "KL at the end (nats)", "score", "gold", "gradient's norm"],
+              [[name, *(statistics.mean(x[tag] for x in seeds) for tag in TAGS)]
+               for name, seeds in ends.items()])
+    picture(looks, ends, args)
+    make_claims(looks, ends)
+    lab.done()
 
 
 if __name__ == "__main__":

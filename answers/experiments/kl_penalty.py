@@ -17,8 +17,9 @@ penalty for moving away from the policy that sampled.
 
 import statistics
 
-from lab import COLOURS, GOLD, KL, SCORE, Arm, at_kl, bootstrap, claim, done, draw, end, interval
-from lab import pyplot, rows, run_arms, save, settings, smooth, table
+from lab import COLOURS, GOLD, KL, SCORE, at_kl, bootstrap, claim, done, draw, draw_paths
+from lab import end, interval, ppo_arm, pyplot, rows, run_arms, save, settings, signed, smooth
+from lab import table
 
 BINS = [0.5, 1, 2, 4, 8, 16, 32, 64]  # nats a response
 
@@ -77,10 +78,8 @@ def picture(runs, coefs, seeds, args):
         golds = [[row[GOLD] for row in run] for run in mine]
         for x, y in zip(kls, golds):
             left.scatter(x, y, s=5, color=colour, alpha=0.35, linewidths=0)
-            left.plot(smooth(x, 5)[5:], smooth(y, 5)[5:], color=colour, linewidth=0.6, alpha=0.5)
-        mean = [[statistics.mean(values) for values in zip(*curves)] for curves in (kls, golds)]
-        left.plot(smooth(mean[0], 5)[5:], smooth(mean[1], 5)[5:], color=colour, linewidth=2.2,
-                  label=f"kl_coef {coef}")
+        paths = [[smooth(values, 5)[5:] for values in curves] for curves in (kls, golds)]
+        draw_paths(left, *paths, colour, f"kl_coef {coef}")
         steps = range(1, len(golds[0]) + 1)
         draw(right, steps, [smooth(ys, 5) for ys in golds], colour, f"kl_coef {coef}")
     left.set(xlabel="square root of the KL from the reference (nats a response)",
@@ -107,7 +106,7 @@ def make_claims(runs, coefs, args):
     for coef in [coef for coef in plain if coef in (0.05, 0.1)]:
         gains = [against_stopping(runs[0, seed], runs[coef, seed], GOLD) for seed in args.seeds]
         claim(f"kl_coef {coef} and kl_coef 0 do not lie on one curve, in any seed: "
-              + ", ".join(f"{gain:+.2f}" for gain in gains), min(map(abs, gains)) > 0.3)
+              + signed(gains), min(map(abs, gains)) > 0.3)
     worse = {coef: sum(end(run, GOLD) < run[0][GOLD] for (key, _), run in runs.items()
                        if key == coef) for coef in plain}
     claim(f"seeds that end with less gold than they began with, by kl_coef: {worse}; none at 0.3",
@@ -116,13 +115,12 @@ def make_claims(runs, coefs, args):
 
 def main():
     args = settings(__doc__)
-    coefs = [0, 0.05, 0.3] if args.quick else [0, 0.01, 0.05, 0.1, 0.3, "0 slow",
-                                               "0.05 old"]
-    flags = {coef: [f"--kl_coef={coef}", "--steps=30"] for coef in coefs}
-    flags["0 slow"] = ["--kl_coef=0", "--steps=30", "--learning_rate=4e-5"]
-    flags["0.05 old"] = ["--kl_coef=0.05", "--kl_in=old", "--steps=30"]
-    arms = {(coef, seed): Arm(f"ppo_kl{coef}".replace(" ", "_"), seed, 3, flags[coef])
-            for seed in args.seeds for coef in coefs}
+    coefs = [0, 0.05, 0.3] if args.quick else [0, 0.01, 0.05, 0.1, 0.3]
+    arms = {(coef, seed): ppo_arm(coef, seed) for coef in coefs for seed in args.seeds}
+    for seed in [] if args.quick else args.seeds:
+        arms["0 slow", seed] = ppo_arm(0, seed, "_slow", "--learning_rate=4e-5")
+        arms["0.05 old", seed] = ppo_arm(0.05, seed, "_old", "--kl_in=old")
+    coefs = list(dict.fromkeys(coef for coef, _ in arms))
     folders = run_arms(list(arms.values()), args)
     runs = {key: rows(folders[arm.name, arm.seed]) for key, arm in arms.items()}
     print_tables(runs, coefs, args.seeds)

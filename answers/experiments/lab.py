@@ -20,8 +20,7 @@ from pathlib import Path
 
 PICTURES = Path(__file__).resolve().parent
 ROOT = PICTURES.parents[1]
-LESSONS = {1: "lesson1_sft.py", 2: "lesson2_reward.py", 3: "lesson3_ppo.py", 4: "lesson4_grpo.py",
-           "4 gold": "answers/experiments/grpo_gold.py"}
+LESSONS = {1: "lesson1_sft.py", 2: "lesson2_reward.py", 3: "lesson3_ppo.py", 4: "lesson4_grpo.py"}
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the last one is black.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]
 KL, GOLD, SCORE = "kl/ref_sum", "gold/avg", "reward/avg"  # a response's, in a run's log
@@ -49,8 +48,20 @@ class Arm:
 
     name: str
     seed: int
-    lesson: int  # or a key of LESSONS
+    lesson: int  # or a script beside this one that runs a lesson with a function exchanged
     flags: list = field(default_factory=list)
+
+
+def ppo_arm(kl_coef, seed, name="", *flags):
+    """Lesson 3 with 30 steps, the penalty and the flags; the rest is its defaults."""
+    return Arm(f"ppo_kl{kl_coef}{name}", seed, 3,
+               [f"--kl_coef={kl_coef}", "--steps=30", *flags])
+
+
+def grpo_arm(reward, name, seed, *flags):
+    """Lesson 4 on reviews, 30 steps, with gold logged beside it and no evaluations on the way."""
+    return Arm(f"grpo_{name}", seed, "grpo_gold.py", [
+        f"--reward={reward}", "--steps=30", "--pass_k=1", "--eval_every=1000", *flags])
 
 
 def run_arms(arms, args):
@@ -72,12 +83,13 @@ def folder(arm, args):
 def run_arm(arm, args):
     """-> the seconds that it took; 0 where it was finished already, with the same flags."""
     place, started = folder(arm, args), time.time()
-    wanted = {"lesson": LESSONS[arm.lesson], "flags": arm.flags}
+    script = LESSONS.get(arm.lesson, f"answers/experiments/{arm.lesson}")
+    wanted = {"lesson": script, "flags": arm.flags}
     note = place / "lab.json"  # config.json could not tell a flag left out from a flag's default
     if (place / "samples.md").is_file() and note.is_file():
         if json.loads(note.read_text()) == wanted:
             return 0
-    command = [sys.executable, str(ROOT / LESSONS[arm.lesson]), f"--seed={arm.seed}",
+    command = [sys.executable, str(ROOT / script), f"--seed={arm.seed}",
                f"--runs_dir={place.parent}", f"--run_name={arm.name}", "--overwrite",
                "--device=cpu", *arm.flags]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace",
@@ -102,6 +114,8 @@ def load_lesson(n):
     spec = importlib.util.spec_from_file_location(name, ROOT / LESSONS[n])
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.transformers.utils.logging.set_verbosity_error()
+    module.transformers.utils.logging.disable_progress_bar()
     return module
 
 
@@ -137,6 +151,11 @@ def interval(differences, digits=2):
     return "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(*bootstrap(differences), n=digits)
 
 
+def signed(values, digits=2):
+    """A number a seed, as a text."""
+    return ", ".join(f"{x:+.{digits}f}" for x in values)
+
+
 def table(header, lines):
     """A Markdown table, printed and returned; numbers with two decimals."""
     shown = [[f"{x:.2f}" if isinstance(x, float) else str(x) for x in line] for line in lines]
@@ -160,12 +179,21 @@ def pyplot():
     return pyplot
 
 
+def average(curves):
+    """The seeds' curves -> their mean, point by point."""
+    return [statistics.mean(points) for points in zip(*curves)]
+
+
 def draw(axes, x, curves, colour, label):
     """Every seed's curve as a thin line, and their mean as a thick one."""
-    for curve in curves:
-        axes.plot(x, curve, color=colour, linewidth=0.6, alpha=0.5)
-    axes.plot(x, [statistics.mean(ys) for ys in zip(*curves)], color=colour, linewidth=2.2,
-              label=label)
+    draw_paths(axes, [x] * len(curves), curves, colour, label)
+
+
+def draw_paths(axes, xs, ys, colour, label):
+    """The same where every seed has an x of its own, such as its KL."""
+    for x, y in zip(xs, ys):
+        axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.5)
+    axes.plot(average(xs), average(ys), color=colour, linewidth=2.2, label=label)
 
 
 def save(figure, name, args):

@@ -14,48 +14,38 @@ best-of-n at the same KL, as in experiment 1, and with PPO at --kl_coef 0.3 (exp
 """
 
 import statistics
-from pathlib import Path
 
 from best_of_n import best_of_n, gold_at, sample_reviews
-from lab import COLOURS, GOLD, KL, SCORE, Arm, claim, done, draw, end, interval, pyplot, rows
-from lab import run_arms, save, settings, smooth, table
+from lab import COLOURS, GOLD, KL, SCORE, Arm, claim, done, draw, end, folder, grpo_arm, interval
+from lab import ppo_arm, pyplot, rows, run_arms, save, settings, signed, smooth, table
 
 PPO, GRPO = "PPO", "GRPO, G = 8"
 
 
-def make_arms(args):
-    """{what it is: (lesson, the run's name, flags)}; the first of a kind has the defaults."""
-    ppo, grpo = ["--kl_coef=0.1", "--steps=30"], ["--steps=30", "--ppo_epochs=4"]
-    clip = lambda x: [f"--clip_low={x}", f"--clip_high={x}"]
-    arms = {PPO: (3, "ppo_kl0.1", ppo),
-            "PPO, clip 0.05": (3, "ppo_clip0.05", [*ppo, "--clip_range=0.05"]),
-            "PPO, kl_coef 0.3": (3, "ppo_kl0.3", ["--kl_coef=0.3", "--steps=30"]),
-            "PPO, clip 1": (3, "ppo_clip1", [*ppo, "--clip_range=1"]),
-            GRPO: ("4 gold", "grpo_g8", grpo),
-            "GRPO, clip 0.05": ("4 gold", "grpo_clip0.05", [*grpo, *clip(0.05)]),
-            "GRPO, clip 1": ("4 gold", "grpo_clip1", [*grpo, *clip(1)])}
-    for size in (2, 4, 16):
-        arms[f"GRPO, G = {size}"] = "4 gold", f"grpo_g{size}", [*grpo, f"--group_size={size}"]
+def make_arms(seed, args):
+    """{what it is: the arm}; the first of a kind has the defaults."""
+    reward = folder(Arm("reward", seed, 2), args)
+    ppo = lambda clip: ppo_arm(0.1, seed, f"_clip{clip}", f"--clip_range={clip}")
+    grpo = lambda name, *flags: grpo_arm(reward, name, seed, "--ppo_epochs=4", *flags)
+    clipped = lambda x: grpo(f"clip{x}", f"--clip_low={x}", f"--clip_high={x}")
+    arms = {PPO: ppo_arm(0.1, seed), "PPO, clip 0.05": ppo(0.05),
+            "PPO, kl_coef 0.3": ppo_arm(0.3, seed), "PPO, clip 1": ppo(1),
+            GRPO: grpo("g8"), "GRPO, clip 0.05": clipped(0.05), "GRPO, clip 1": clipped(1)}
+    arms |= {f"GRPO, G = {size}": grpo(f"g{size}", f"--group_size={size}") for size in (2, 4, 16)}
     quick = [PPO, "PPO, clip 0.05", GRPO, "GRPO, G = 2"]
     return {name: arms[name] for name in (quick if args.quick else arms)}
 
 
-def make_runs(arms, args):
-    """{(what it is, seed): rows, with gold and KL in all of them}"""
-    runs, wanted = {}, {}
-    for name, (lesson, run_name, flags) in arms.items():
-        for seed in args.seeds:
-            more = [] if lesson == 3 else [  # the same reward model; no evaluations on the way
-                f"--reward={Path(args.runs_dir, f'seed{seed}', 'reward')}", "--pass_k=1",
-                "--eval_every=1000"]
-            wanted[name, seed] = Arm(run_name, seed, lesson, [*flags, *more])
-    folders = run_arms(list(wanted.values()), args)
-    for key, arm in wanted.items():
+def make_runs(args):
+    """{(what it is, seed): rows, with gold and KL in all of them}, and the names"""
+    arms = {(name, seed): arm for seed in args.seeds for name, arm in make_arms(seed, args).items()}
+    folders, runs = run_arms(list(arms.values()), args), {}
+    for key, arm in arms.items():
         place = folders[arm.name, arm.seed]
         runs[key] = rows(place)
         if arm.lesson != 3:
             runs[key] = [a | b for a, b in zip(runs[key], rows(place, "gold.jsonl"))]
-    return runs
+    return runs, list(dict.fromkeys(name for name, _ in arms))
 
 
 def gains(runs, name, base, seeds, tag=GOLD, last=10):
@@ -87,7 +77,7 @@ def print_against_best_of_n(runs, names, args):
     for name in names:
         gaps = [end(runs[name, seed], GOLD) - gold_at(curves[seed], end(runs[name, seed], KL))
                 for seed in args.seeds]
-        lines.append([name, interval(gaps), ", ".join(f"{gap:+.2f}" for gap in gaps)])
+        lines.append([name, interval(gaps), signed(gaps)])
     table(["arm", "gold minus best-of-n's at the same KL", "a seed"], lines)
     shares = []
     for seed in args.seeds:
@@ -113,22 +103,7 @@ def picture(runs, names, args):
     save(figure, "ppo_grpo", args)
 
 
-def main():
-    args = settings(__doc__)
-    arms = make_arms(args)
-    runs = make_runs(arms, args)
-    print_table(runs, list(arms), args.seeds)
-    for tag in (SCORE, GOLD, KL):
-        gap = interval(gains(runs, GRPO, PPO, args.seeds, tag))
-        print(f"GRPO minus PPO, {tag} at the end: {gap}")
-    if not args.quick:
-        print_against_best_of_n(runs, list(arms), args)
-    picture(runs, list(arms), args)
-    make_claims(runs, arms, args.seeds)
-    done()
-
-
-def make_claims(runs, arms, seeds):
+def make_claims(runs, names, seeds):
     change = lambda name, base, tag: gains(runs, name, base, seeds, tag)
     score, gold, kl = (change(GRPO, PPO, tag) for tag in (SCORE, GOLD, KL))
     claim(f"GRPO (G = 8) ends with a lower score than PPO, {interval(score)}, at a smaller KL, "
@@ -142,7 +117,7 @@ def make_claims(runs, arms, seeds):
     score, gold, kl = (change("GRPO, G = 2", GRPO, tag) for tag in (SCORE, GOLD, KL))
     claim(f"G = 2 against 8: score {interval(score)}, KL {interval(kl)}, both lower in every seed; "
           f"gold {interval(gold)}", max(score) < 0 and max(kl) < 0)
-    if "PPO, clip 1" not in arms:
+    if "PPO, clip 1" not in names:
         return
     gold = change("GRPO, G = 4", GRPO, GOLD)
     claim(f"G = 4 against 8: gold is lower in every seed: {interval(gold)}", max(gold) < 0)
@@ -151,6 +126,20 @@ def make_claims(runs, arms, seeds):
         claim(f"{name}: nothing is clipped, and gold is lower in every seed: "
               f"{interval(gold)}", max(gold) < 0 and all(
                   end(runs[name, seed], "clip/fraction") < 1e-3 for seed in seeds))
+
+
+def main():
+    args = settings(__doc__)
+    runs, names = make_runs(args)
+    print_table(runs, names, args.seeds)
+    for tag in (SCORE, GOLD, KL):
+        gap = interval(gains(runs, GRPO, PPO, args.seeds, tag))
+        print(f"GRPO minus PPO, {tag} at the end: {gap}")
+    if not args.quick:
+        print_against_best_of_n(runs, names, args)
+    picture(runs, names, args)
+    make_claims(runs, names, args.seeds)
+    done()
 
 
 if __name__ == "__main__":
