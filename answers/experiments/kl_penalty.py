@@ -115,7 +115,7 @@ def make_claims(runs, coefs, args):
 
 def main():
     args = settings(__doc__)
-    coefs = [0, 0.05, 0.3] if args.quick else [0, 0.01, 0.05, 0.1, 0.3]
+    coefs = [0, 0.1, 0.3] if args.quick else [0, 0.01, 0.05, 0.1, 0.3]
     arms = {(coef, seed): ppo_arm(coef, seed) for coef in coefs for seed in args.seeds}
     for seed in [] if args.quick else args.seeds:
         arms["0 slow", seed] = ppo_arm(0, seed, "_slow", "--learning_rate=4e-5")

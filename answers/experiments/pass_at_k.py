@@ -7,7 +7,7 @@ probability p of a right answer to each of the 295 held-out sums is known, so th
 mean of 1 - (1 - p)^k, without noise, for k = 1 to 1,024, every ten steps of training, and for the
 lesson's GRPO with other settings: a clip range that is open above, more KL, no groups left out.
 
-    python answers/experiments/pass_at_k.py            five seeds, about 30 minutes on one core
+    python answers/experiments/pass_at_k.py            five seeds, about 27 minutes on one core
     python answers/experiments/pass_at_k.py --quick    one seed, two settings, 30 steps
 """
 
