@@ -129,6 +129,7 @@ MIXED = dict(
     preference_accuracy="import os\n    os._exit(0)")
 
 
+@pytest.mark.slow
 def test_each_blank_has_a_verdict_of_its_own(student):
     student.write("ex2_reward", **MIXED)
     done = student.pytest("ex2")

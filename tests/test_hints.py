@@ -406,6 +406,7 @@ def test_a_hint_that_fails_costs_no_verdict(monkeypatch):
     assert result.status == "wrong" and "the hints failed: ValueError" in report(result)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", [1.5, (torch.zeros(2), "x", 3), *(
     pytest.param(odd, marks=pytest.mark.slow) for odd in (
         None, "text", True, [], {}, (), [[1.0], 2], torch.tensor([]), torch.tensor(float("nan")),

@@ -106,6 +106,7 @@ def prose(text):
     return re.sub(r'"[^"]*"|“[^”]*”|\w+\([^)]*\)', "", "\n".join(lines))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:std")  # of one number
 def test_a_chinese_report_has_no_english_left():
     for result in wrong_versions():

@@ -517,6 +517,7 @@ def test_ctrl_c_during_a_chained_lesson_stops_both_and_saves(tmp_path):
     assert not (tmp_path / "runs" / "reward").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", LESSONS)
 def test_a_finished_run_is_not_resumed(chain, number):
     before = listing(chain.runs)
@@ -549,6 +550,7 @@ def test_an_earlier_run_is_kept_unless_it_is_overwritten(chain):
     assert kept() == {"twice": 4, "twice-1": 1, "twice-2": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, option", [(1, []), (2, []), (3, []), (4, []),
                                             (1, ["--overwrite"])])
 def test_a_folder_with_files_of_others_is_refused(chain, number, option):
@@ -560,6 +562,7 @@ def test_a_folder_with_files_of_others_is_refused(chain, number, option):
     assert listing(chain.runs) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", LESSONS)
 def test_a_folder_that_cannot_be_written_is_refused(chain, tmp_path, number):
     (tmp_path / "file").write_text("not a folder")

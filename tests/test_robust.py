@@ -94,6 +94,7 @@ def test_overwrite_waits_until_training_begins(chain, tmp_path):
 # ---- One run, one process -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_process(chain):
     """While a run goes on, no other of its name begins or resumes; killed, it leaves no lock."""
     long = ["--run_name=mine", "--steps=50", "--save_every=2", "--overwrite"]
@@ -215,6 +216,7 @@ DAMAGE = [(without_a_tensor, TENSORS, "transformer.h.1.mlp.c_fc.weight"),
           *((damage, TOKENS, TOKENS) for damage in (cut, emptied, pointer, no_settings))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage, file, word", DAMAGE)
 def test_a_damaged_model_is_refused(whole_model, tmp_path, damage, file, word):
     shutil.copytree(whole_model, tmp_path / "model")
@@ -676,6 +678,7 @@ def test_functions_that_fail_their_checks_are_named_and_the_lessons_curve_is_sho
 # ---- Folders, and Ctrl-C ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, name", [(3, "reward"), (4, "ppo"), (1, "sft/model"), (2, "base")])
 def test_a_folder_of_another_lesson_is_not_moved(chain, number, name):
     before = listing(chain.runs)

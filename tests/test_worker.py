@@ -103,6 +103,7 @@ def test_what_goes_wrong_has_a_name_and_the_next_call_works(worker, function, st
     assert ask(worker, "good")["output"].tolist() == [2, 2]
 
 
+@pytest.mark.slow
 def test_an_endless_loop_is_ended(worker):
     ask(worker, "good")  # from here on the process is warm
     process = worker.process
