@@ -203,7 +203,7 @@ def grpo_token_loss(logprobs, old_logprobs, ref_logprobs, advantages, kl_coef, c
     loss = torch.max(-advantages * ratio, -advantages * clipped)
     if kl_coef:
         log_ratio = ref_logprobs - logprobs
-        loss = loss + kl_coef * (torch.expm1(log_ratio) - log_ratio)  # k3
+        loss = loss + kl_coef * (torch.expm1(log_ratio) - log_ratio)  # k3; its slope: WHY.md
     return loss  # (B, T)
 
 

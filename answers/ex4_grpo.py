@@ -141,7 +141,8 @@ def grpo_token_loss(logprobs, old_logprobs, ref_logprobs, advantages, kl_coef, c
         d_t     = ref_logprobs_t - logprobs_t
         k3_t    = exp(d_t) - d_t - 1, an estimate of the KL from the reference, never negative
         loss_t  = max(-A ratio_t, -A clip(ratio_t, 1 - clip_low, 1 + clip_high)) + beta k3_t
-    The gradient with respect to logprobs flows through the ratio and through k3.
+    The gradient with respect to logprobs flows through the ratio and through k3. (k3's is the KL's
+    own near the reference alone: exercises/WHY.md, "The KL penalty".)
 
     Example (one response, the ratio is 2 and 0.5; only the first one is clipped, to 1.28)
         >>> logprobs, old_logprobs = torch.tensor([[2.0, 0.5]]).log(), torch.zeros(1, 2)

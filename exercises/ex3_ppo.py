@@ -88,7 +88,9 @@ def kl_penalty(logprobs, ref_logprobs, estimator="k1"):
         k1 = -log r               unbiased, often negative
         k2 = (log r)^2 / 2        biased, never negative
         k3 = (r - 1) - log r      unbiased, never negative
-    "Unbiased" means: the mean over tokens drawn from the policy is the KL.
+    "Unbiased" means: the mean over tokens drawn from the policy is the KL. That is about values. As
+    a loss, where gradients count, only k2's is the KL's: k1's is 0 on average, and k3's is right
+    near the reference alone (exercises/WHY.md, "The KL penalty").
 
     Example (a vocabulary of three; weighted by p, both k1 and k3 give the KL, which is log(2) / 4)
         >>> p, p_ref = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
