@@ -91,13 +91,13 @@ def look_at_scores(lesson, config, run, accelerator):
     settings = model.model.config
     tables = []
     for row in lesson.tokenize_pairs(lesson.load_pairs(config)[1][:3], tokenizer, config):
-        ends = {}
+        ends, prompt = {}, len(lesson.encode_prompts([row], tokenizer, config)[0])
         for name in "chosen", "rejected":
             ids = row[f"{name}_ids"]
-            prefixes = [ids[:n] for n in range(1, len(ids) + 1)]
+            prefixes = [ids[:n] for n in range(prompt + 1, len(ids) + 1)]
             scores = lesson.score_answers(model, tokenizer, prefixes)
             scores = ((scores - settings.score_mean) / settings.score_std).tolist()
-            ends[name] = [[word(token, tokenizer), score] for token, score in zip(ids, scores)]
+            ends[name] = [[word(x, tokenizer), score] for x, score in zip(ids[prompt:], scores)]
         pair = torch.tensor([[ends["chosen"][-1][1]], [ends["rejected"][-1][1]]])
         chance = lesson.preference_probability(*(pair * settings.score_std)).item()
         for name, rows in ends.items():

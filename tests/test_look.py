@@ -113,6 +113,9 @@ def test_the_last_score_of_lesson_2_is_the_answers(seen, type_in, gpt2):  # noqa
     settings = json.loads((folder / "model" / "config.json").read_text())
     assert len(page.tables) == 4  # of two held-out pairs
     for chosen, rejected, title in zip(page.tables[::2], page.tables[1::2], page.titles[::2]):
+        shown = "".join(row["token"] for row in chosen).replace("·", " ")
+        assert shown.startswith(next(  # the answer alone, and its end token
+            pair["chosen"] for pair in PAIRS if pair["prompt"] == title.split(" (chosen")[0]))
         gap = (numbers(chosen, "score so far")[-1] - numbers(rejected, "score so far")[-1])
         chance = torch.sigmoid(torch.tensor(gap * settings["score_std"])).item()
         assert f"{chance:.2f}" == title.split(" = ")[1].strip(")")
