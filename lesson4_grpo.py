@@ -985,7 +985,7 @@ def load_score(name, config, tokenizer, lm):
     if vocabulary != tokenizer.get_vocab():
         die(f"{name} and the policy have different tokenizers: train a reward model that "
             "starts from the policy's model (lesson2_reward.py --model ...)")
-    shared = adapter.is_dir() and settings.fingerprint == getattr(lm.config, "fingerprint", None)
+    shared = config.lora_rank and adapter.is_dir() and settings.fingerprint == lm.config.fingerprint
     if shared:
         lm.load_adapter(adapter, "reward")
         head = load_file(adapter / "adapter_model.safetensors")["base_model.model.score.weight"]

@@ -145,7 +145,7 @@ def ppo_step(lesson, config, run, accelerator):
     trained = replace(config, model=str(run), lora_rank=0)
     lm, tokenizer = lesson.load_causal_lm(trained)
     first, _ = lesson.load_causal_lm(replace(config, lora_rank=0))
-    reward = lesson.load_rewards(config, lesson.make_inputs(config), tokenizer, lm)
+    reward = lesson.load_rewards(trained, lesson.make_inputs(trained), tokenizer, lm)
     policy = lesson.CausalLMWithValueHead(lm.to(accelerator.device))
     policy.value_head.load_state_dict(load_file(heads))
     reference = lesson.make_reference(first.to(accelerator.device), trained)
@@ -177,9 +177,10 @@ def ppo_step(lesson, config, run, accelerator):
 
 def look_at_groups(lesson, config, run, accelerator):
     """Lesson 4: groups of answers to one prompt, those with a spread first."""
-    lm, tokenizer = lesson.load_causal_lm(replace(config, model=str(run), lora_rank=0))
+    trained = replace(config, model=str(run), lora_rank=0)
+    lm, tokenizer = lesson.load_causal_lm(trained)
     lm.to(accelerator.device)
-    reward = lesson.load_rewards(config, lesson.make_inputs(config), tokenizer, lm)
+    reward = lesson.load_rewards(trained, lesson.make_inputs(trained), tokenizer, lm)
     data, _ = lesson.load_grpo_prompts(config, tokenizer)
     size = config.group_size
     rows = random.Random(config.seed).choices(range(len(data)), k=config.num_samples // size)
@@ -189,7 +190,8 @@ def look_at_groups(lesson, config, run, accelerator):
     current = lambda *inputs: lesson.response_logits(lm, *inputs)
     logprobs = lesson.all_logprobs(current, rollout, config, accelerator)
     tables = []
-    for group in useful.int().argsort(descending=True, stable=True)[[0, 1, -1]].tolist():
+    order = useful.int().argsort(descending=True, stable=True).tolist()
+    for group in dict.fromkeys(order[:2] + order[-1:]):
         answers = []
         for i in range(group * size, (group + 1) * size):
             length = int(rollout.mask[i].sum())

@@ -171,6 +171,26 @@ def test_the_advantages_of_lesson_4_are_those_of_the_groups(seen):
         assert all(1 <= int(row["tokens"]) <= 8 and float(row["log p"]) < 0 for row in table)
 
 
+@pytest.mark.peft
+@pytest.mark.parametrize("number", [3, 4])
+def test_runs_with_adapters_are_shown_and_trained_further(
+        number, type_in, gpt2, tmp_path):  # noqa: F811
+    """The saved model has the adapter in its weights: a reward model's adapter does not fit it."""
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    runs = Path("runs", Path(gpt2).name)
+    usual = f"{FILES[number]} --data rows.jsonl --reward {runs}/reward --steps 1 --num_samples 8 " \
+            f"--batch_size 8 --max_new_tokens 6"
+    for command in (f"lesson2_reward.py --model {gpt2} --data pairs.jsonl --lora_rank 2 --steps 2",
+                    f"{usual} --model {gpt2} --lora_rank 2",
+                    f"{FILES[number]} --model {gpt2} --look",
+                    f"{usual} --model {runs}/{RUNS[number]} --run_name further"):
+        done = type_in(command)
+        assert done.code in (0, None), done.err
+    assert (tmp_path / runs / RUNS[number] / "look.html").is_file()
+    assert (tmp_path / runs / "further" / "model").is_dir()
+
+
 @each_lesson
 def test_without_a_run_there_is_one_line(number, type_in):  # noqa: F811
     done = type_in(f"{FILES[number]} --look")
