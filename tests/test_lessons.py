@@ -1304,7 +1304,7 @@ def load(path):
 def fixed_responses():
     calls = []
 
-    def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None):
+    def generate(lm, tokenizer, prompts, max_new_tokens, temperature=1.0, width=None, size=256):
         batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt",
                               padding="max_length" if width else True, max_length=width)
         calls.append(len(prompts))
