@@ -102,7 +102,8 @@ def test_watch_checks_again_when_a_file_is_saved(student):
     watch = subprocess.Popen(
         [sys.executable, "-m", "pytest", "--lang=en", "-k", "preference_probability", "--watch",
          f"--exercises={student.folder}"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        start_new_session=True)
+        start_new_session=True,  # and a job in the background would ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     seen = []
 
     def read_until(words):
