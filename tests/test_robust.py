@@ -97,18 +97,18 @@ def test_overwrite_waits_until_training_begins(chain, tmp_path):
 @pytest.mark.slow
 def test_a_folder_belongs_to_one_process(chain):
     """While a run goes on, no other of its name begins or resumes; killed, it leaves no lock."""
-    long = ["--run_name=mine", "--steps=50", "--save_every=2", "--overwrite"]
+    long = ["--run_name=locked", "--steps=50", "--save_every=2", "--overwrite"]
     first = start(chain.folder, [REPO / LESSONS[2], *flags(SMALL[2]), *long],
                   stop=(signal.SIGSTOP, 3))
-    folder = chain.runs / "mine"
+    folder = chain.runs / "locked"
     wait_for(lambda: (folder / "checkpoint-2").exists())
     for option in "--resume", "--overwrite", "--seed=1":
-        assert_one_line(run(chain.folder, 2, "--run_name=mine", option, small=False), "mine",
+        assert_one_line(run(chain.folder, 2, "--run_name=locked", option, small=False), "locked",
                         "in use")
     assert first.is_alive() and json.loads((folder / "config.json").read_text())["seed"] == 0
     os.kill(first.pid, signal.SIGKILL)
     finish(first)
-    stopped = run(chain.folder, 2, "--run_name=mine", "--resume", small=False,
+    stopped = run(chain.folder, 2, "--run_name=locked", "--resume", small=False,
                   stop=(signal.SIGINT, 1))
     assert "Interrupted" in stopped.err
 
