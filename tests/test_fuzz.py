@@ -514,5 +514,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_been(chain, world, dice, case
         finished_after(world, number, options, folder)
     assert_nothing_lost(world, before, spared)
     assert_same_run(folder, chain.runs / RUNS[number])
-    if done.code == 0 or (world / "runs" / "base").is_dir():  # else killed before it had begun
+    if contents(world) == before:  # killed before it had begun: the finished run of before stays
+        assert done.code and (folder / "samples.md").is_file()
+    else:
         assert weights(world / "runs" / "base") == weights(chain.runs / "base")
