@@ -25,7 +25,7 @@ metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sf
 Why: exercises/WHY.md, "Lesson 1", one page: maximum likelihood, and which tokens count. Read it
 first, then from the settings to main(). Its glossary has the words of tokenizers and of RL.
 How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 544. Then close this file and write the maths yourself: "pytest -k ex1"
+Housekeeping begins, at line 545. Then close this file and write the maths yourself: "pytest -k ex1"
 checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
 """
 
@@ -101,6 +101,7 @@ class Config:
     text_metrics: bool = flag(False, "ROUGE-L and chrF (pip install rouge-score sacrebleu)")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
     dtype: Literal["float32", "bfloat16"] = flag("float32", "of the weights that are not trained")
+    load_in_4bit: bool = flag(False, "keep those in 4 bits: QLoRA (needs peft, bitsandbytes)")
     bf16: bool = flag(False, "bfloat16 autocast; what is trained stays in float32")
     gradient_checkpointing: bool = flag(False, "compute activations twice, and keep few of them")
     attn_implementation: Optional[str] = flag(None, "such as eager, sdpa or flash_attention_2")
@@ -464,7 +465,7 @@ def make_base(config):
     It learns briefly and at half the rate, or some seeds would know sums by now and others not."""
     rate = config.learning_rate / (20 if config.lora_rank else 2)  # all of its weights are trained
     config = replace(config, run_name="base", steps=config.base_steps, epochs=0, resume=False,
-                     exercise=False, learning_rate=rate, lora_rank=0)
+                     exercise=False, learning_rate=rate, lora_rank=0, load_in_4bit=False)
     folder = run_folder(config)
     if (folder / "config.json").is_file():
         with blame(f"cannot read {folder}/config.json"):
@@ -615,6 +616,8 @@ def read_config(arguments):
                 die(f"--{name} must be between {low} and {high}, not {value}")
         if typed.resume and name not in FREE_TO_CHANGE and saved.get(name) != value:
             die(f"{file.parent} was begun with --{name} {saved.get(name)}, not {value!r}")
+    if typed.load_in_4bit and not typed.lora_rank:
+        die("--load_in_4bit needs --lora_rank: what is in 4 bits cannot be trained")
     if (typed.eval_data or typed.columns) and not typed.data:
         die("--eval_data and --columns need --data")
     config = Config(**vars(typed))
@@ -774,32 +777,19 @@ def encode_prompts(data, tokenizer, config):
 
 
 def from_pretrained(kind, name, config, **options):
-    """(model, tokenizer, end tokens) from the hub, a folder or a run: in float32, because bfloat16
-    would lose small steps; without dropout, because a policy has to agree with itself; with a pad
-    token that is no end token. An adapter that it comes with is merged into its weights."""
+    """(model, tokenizer, end tokens) from the hub, a folder or a run, with a pad token that is no
+    end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
-    trust = {"trust_remote_code": config.trust_remote_code}
     with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
-        tokenizer = AutoTokenizer.from_pretrained(path, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
-        settings = AutoConfig.from_pretrained(base, **trust).to_dict()
-        if "MaskedLM" in str(settings["architectures"]):
-            die(f"{name} fills gaps and sees what comes after them: it cannot write")
-        options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
-        if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
-            options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
-        model, report = kind.from_pretrained(
-            base, dtype=config.dtype if config.lora_rank else "float32", output_loading_info=True,
-            attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **trust,
-            **options)
-        new = {"score.weight"} if "num_labels" in options else set()  # lesson 2's head
-        bad = [*report["missing_keys"] - new, *report["mismatched_keys"]]
-        for weight in bad or [x for x, w in model.named_parameters() if not w.isfinite().all()]:
-            raise ValueError(f"{weight} is missing, has another shape, or is not finite")
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if adapter and config.load_in_4bit:
+            raise ValueError("4 bits cannot take up an adapter: merge it into the weights first")
+        model = load_weights(kind, base, config, options)
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             torch.manual_seed(config.seed)  # the new rows are the same in every lesson
             model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
@@ -813,6 +803,33 @@ def from_pretrained(kind, name, config, **options):
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.eval(), tokenizer, end_tokens(model, tokenizer, config, name)
+
+
+def load_weights(kind, base, config, options):
+    """A model that is whole and finite: in float32, because bfloat16 would lose small steps, and
+    without dropout, because a policy has to agree with itself. Under an adapter the weights are in
+    --dtype or, in large matrices, in 4 bits (QLoRA: Dettmers et al. 2023)."""
+    options["trust_remote_code"] = config.trust_remote_code
+    settings = AutoConfig.from_pretrained(base, **options).to_dict()
+    if "MaskedLM" in str(settings["architectures"]):
+        die(f"{base} fills gaps and sees what comes after them: it cannot write")
+    options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+    if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
+        options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
+    if config.load_in_4bit:
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype="bfloat16" if config.bf16 else config.dtype)
+    model, report = kind.from_pretrained(
+        base, dtype=config.dtype if config.lora_rank else "float32", output_loading_info=True,
+        attn_implementation=config.attn_implementation, ignore_mismatched_sizes=True, **options)
+    new = {"score.weight"} if "num_labels" in options else set()  # lesson 2's head
+    bad = [*report["missing_keys"] - new, *report["mismatched_keys"]]
+    for weight in bad or [x for x, w in model.named_parameters() if not w.isfinite().all()]:
+        raise ValueError(f"{weight} is missing, has another shape, or is not finite")
+    for layer in model.modules() if config.load_in_4bit else []:
+        layer.support_avx512bf16_for_cpu = False  # what is fast there has no gradient
+    return model
 
 
 def end_tokens(model, tokenizer, config, name):
@@ -917,6 +934,7 @@ def start(config):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     logging.disable(getattr(logging, config.log_level.upper()) - 1)
     warnings.simplefilter("ignore", FutureWarning)
+    warnings.filterwarnings("ignore", module="peft")  # of GPT-2's transposed weights
     warnings.filterwarnings("error", message=".*log_with")  # a tracker that is not installed
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()  # of downloads
@@ -996,7 +1014,15 @@ class Run:
                 shutil.rmtree(folder / "unfinished", ignore_errors=True)
                 if not config.resume:
                     file.write_text(json.dumps({"lesson": lesson, **asdict(config)}, indent=2))
+        accelerator.register_save_state_pre_hook(self.leave_out_frozen)
         accelerator.wait_for_everyone()
+
+    def leave_out_frozen(self, models, states, _):
+        """What an adapter leaves as it was is in --model, and need not be in a checkpoint."""
+        for model, state in zip(models, states) if self.config.lora_rank else []:
+            trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+            for name in state.keys() - trained:
+                del state[name]
 
     def checkpoints(self):
         return sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
@@ -1009,7 +1035,7 @@ class Run:
             try:
                 log = (self.folder / "metrics.jsonl").read_text().splitlines()
                 rows = [json.loads(log[step]) for step in range(int(checkpoint.name[11:]))]
-                self.accelerator.load_state(checkpoint)
+                self.accelerator.load_state(checkpoint, strict=not self.config.lora_rank)
                 break
             except Exception as error:
                 print(f"{checkpoint} is damaged, or metrics.jsonl: {error!r:.200}", file=sys.stderr)
@@ -1079,6 +1105,7 @@ class Run:
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
                 die(f"{name} is not finite at the end: begin again with a lower --learning_rate")
+        generation = getattr(model, "generation_config_to_save", None)
         with self.whole("model") as folder:
             if not self.is_main:
                 return
@@ -1086,13 +1113,25 @@ class Run:
                 model.save_pretrained(self.folder / "adapter", selected_adapters=["default"],
                                       save_embedding_layers=False)  # they were not trained
                 tokenizer.save_pretrained(self.folder / "adapter")
-                model = model.merge_and_unload()
+                model = self.merged(model)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             for name, head in heads.items():
                 save_file(head.state_dict(), folder / f"{name}.safetensors")
-            if hasattr(model, "generation_config_to_save"):
-                model.generation_config_to_save.to_json_file(folder / "generation_config.json")
+            if generation:
+                generation.to_json_file(folder / "generation_config.json")
+
+    def merged(self, model):
+        """The model and its adapter as one: 4 bits could not hold the sum, so it is made with the
+        weights as they were."""
+        if not self.config.load_in_4bit:
+            return model.merge_and_unload()
+        trained = model.get_base_model()
+        whole, *_ = from_pretrained(type(trained), self.folder / "adapter", replace(
+            self.config, load_in_4bit=False), num_labels=trained.config.num_labels)
+        del trained.config.quantization_config
+        whole.config = trained.config
+        return whole
 
     def close(self, curve, before, after, samples, commands):
         """The closing table, one curve in characters, samples: [(title, {label: text})], and what

@@ -55,7 +55,7 @@ def asks_for_exercises_alone(config):
     names = blank_names()
     known = {name[:3] for name in names} | set(names) | set(sum(names.values(), [])) | {"ex"}
     return bool(words) and words <= known and not config.option.markexpr.strip("()") in (
-        "slow", "hostile", "peft", "lab")
+        "slow", "hostile", "peft", "qlora", "lab")
 
 
 def pytest_cmdline_main(config):

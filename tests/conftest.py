@@ -33,7 +33,7 @@ def lesson4():
     return load_lesson(4)
 
 
-def save_tiny_model(folder, kind, **special_tokens):
+def save_tiny_model(folder, kind, width=32, **special_tokens):
     """A random model and its tokenizer of 300 entries, with the traps of the hub's. "gpt2": no pad
     token, the begin token is the end token, dropout. "qwen3": a list of end tokens, the pad token
     is one of them, weights in bfloat16. Both: a generation_config with filters."""
@@ -56,15 +56,15 @@ def save_tiny_model(folder, kind, **special_tokens):
     if kind == "gpt2":
         special_tokens = special_tokens or {"bos_token": end, "eos_token": end}
         model = GPT2LMHeadModel(GPT2Config(
-            vocab_size=300, n_positions=128, n_embd=32, n_layer=2, n_head=2, bos_token_id=0,
+            vocab_size=300, n_positions=128, n_embd=width, n_layer=2, n_head=2, bos_token_id=0,
             eos_token_id=0, resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1,
             initializer_range=0.3))
         model.generation_config.update(eos_token_id=0, **filters)
     else:
         special_tokens = special_tokens or {"eos_token": end, "pad_token": end}
         model = Qwen3ForCausalLM(Qwen3Config(
-            vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=1, head_dim=16, eos_token_id=0,
+            vocab_size=320, hidden_size=width, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=width // 2, eos_token_id=0,
             max_position_embeddings=128, initializer_range=0.3, tie_word_embeddings=True))
         model.to(torch.bfloat16)
         model.generation_config.update(eos_token_id=[1, 0], pad_token_id=0, **filters)

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -1104,27 +1105,47 @@ def test_without_peft_an_adapter_is_refused_in_one_line(chain):
     assert listing(chain.runs) == before
 
 
+def run_with_adapters(folder, runs, *settings):
+    """The four lessons with adapters, each from the one before."""
+    for number in LESSONS:
+        succeed(folder, number, *adapter_flags(number, runs, *settings))
+    return folder / runs
+
+
+def adapter_flags(number, runs, *settings):
+    return ["--lora_rank=2", f"--runs_dir={runs}", *settings,
+            *([f"--reward={runs}/reward"] if number == 3 else []),
+            *([f"--model={runs}/sft"] if number > 1 else [])]
+
+
 @pytest.fixture(scope="session")
 def adapted(chain):
-    """The four lessons with adapters, each from the one before."""
-    for number, name in RUNS.items():
-        reward = ["--reward=adapted/reward"] if number == 3 else []
-        succeed(chain.folder, number, "--lora_rank=2", "--runs_dir=adapted", *reward,
-                *(["--model=adapted/sft"] if number > 1 else []))
-    return chain.folder / "adapted"
+    return run_with_adapters(chain.folder, "adapted")
 
 
-@pytest.mark.peft
+@pytest.fixture(scope="session")
+def in_4_bits(chain):
+    return run_with_adapters(chain.folder, "in_4_bits", "--load_in_4bit")
+
+
+EITHER = pytest.mark.parametrize("either", [
+    pytest.param("adapted", marks=pytest.mark.peft),
+    pytest.param("in_4_bits", marks=pytest.mark.qlora)])
+
+
+@EITHER
 @pytest.mark.parametrize("name", RUNS.values())
-def test_an_adapter_is_saved_beside_the_merged_model(adapted, name):
+def test_an_adapter_is_saved_beside_the_merged_model(request, chain, either, name):
+    """Merged into the weights as they were, also where training saw them in 4 bits."""
     from peft import PeftModel
     from peft import AutoPeftModelForCausalLM as CausalLM, AutoPeftModelForSequenceClassification
 
+    adapted = request.getfixturevalue(either)
     kind = AutoModelForSequenceClassification if name == "reward" else AutoModelForCausalLM
     merged = kind.from_pretrained(adapted / name / "model").eval()
     options = {"num_labels": 1} if name == "reward" else {}
     both = (AutoPeftModelForSequenceClassification if name == "reward" else CausalLM)
-    os.chdir(adapted.parent)  # the adapter's base is the folder that --model named
+    os.chdir(chain.folder)  # the adapter's base is the folder that --model named
     both = both.from_pretrained(adapted / name / "adapter", **options).eval()
     assert isinstance(both, PeftModel)
     ids = torch.tensor([[40, 41, 42, 43]])
@@ -1134,15 +1155,20 @@ def test_an_adapter_is_saved_beside_the_merged_model(adapted, name):
     assert rows and all(value == value for row in rows for value in row.values())
 
 
-@pytest.mark.peft
+@EITHER
 @pytest.mark.parametrize("number", LESSONS)
-def test_an_interrupted_run_with_an_adapter_goes_on(adapted, number):
-    first = ["--model=adapted/sft"] if number > 1 else []
-    reward = ["--reward=adapted/reward"] if number == 3 else []
-    stopped = run(adapted.parent, number, "--lora_rank=2", "--runs_dir=adapted", *first, *reward,
+def test_an_interrupted_run_with_an_adapter_goes_on(request, chain, either, number):
+    """Its checkpoint holds what is trained, and not the model."""
+    adapted = request.getfixturevalue(either)
+    settings = ["--load_in_4bit"] if either == "in_4_bits" else []
+    stopped = run(chain.folder, number, *adapter_flags(number, either, *settings),
                   f"--run_name=stopped{number}", "--overwrite", stop=(signal.SIGINT, 2))
     assert stopped.code not in (0, None) and "Traceback" not in stopped.err
-    resumed = finish(start(adapted.parent, command_to_go_on(stopped)))
+    checkpoint, = (adapted / f"stopped{number}").glob("checkpoint-*")
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        assert {"lora_" in name or name.split(".")[0] == "value_head" or ".score." in name
+                for name in file.keys()} == {True}
+    resumed = finish(start(chain.folder, command_to_go_on(stopped)))
     assert resumed.code == 0, resumed.err
     assert_same_run(adapted / f"stopped{number}", adapted / RUNS[number])
 

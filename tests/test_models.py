@@ -125,11 +125,11 @@ def load_reward(lesson2, folder, **settings):
         lesson2.Config(model=str(folder), device="cpu", **settings))
 
 
-def save_run(lesson, model, tokenizer, folder, **settings):
+def save_run(lesson, lm, tokenizer, folder, **settings):
     """-> the folder of a run that ended with this model."""
     config = lesson.Config(runs_dir=str(folder), device="cpu", **settings)
     run = lesson.Run(config, Accelerator(cpu=True))
-    run.save_model(model, tokenizer)
+    run.save_model(lm, tokenizer)
     return str(run.folder)
 
 
