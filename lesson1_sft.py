@@ -15,7 +15,7 @@ How to run it
     python lesson1_sft.py                                    offline, about a minute on two cores
     python lesson1_sft.py --prompt "What is 27 + 15?"        one answer of the trained model
     python lesson1_sft.py --prompt "Translate into Chinese: | I love tea."    with an input
-    python lesson1_sft.py --model runs/ppo --chat            talk to any model
+    python lesson1_sft.py --chat                             talk to it; with --model, to any other
     python lesson1_sft.py --look                             token by token: what has a label
     python lesson1_sft.py --lora_rank 8                      an adapter alone (needs peft)
     python lesson1_sft.py --model gpt2 --data alpaca.jsonl   your own model and data
@@ -23,10 +23,11 @@ It writes runs/base and runs/sft, each with model/ (load it with from_pretrained
 metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sft.
 
 Why: exercises/WHY.md, "Lesson 1", one page: maximum likelihood, and which tokens count. Read it
-first, then from the settings to main(). Its glossary has the words of tokenizers and of RL.
-How to read it: down to main(); train() has the loop, in four numbered steps. The lesson ends where
-Housekeeping begins, at line 545. Then close this file and write the maths yourself: "pytest -k ex1"
-checks exercises/ex1_sft.py, and "python lesson1_sft.py --exercise" trains with it.
+first; the glossary there has the words of tokenizers and of RL.
+How to read it: from "The maths" down to main(), and a flag where you meet it; train() has the loop,
+in four numbered steps. The lesson ends where Housekeeping begins, at line 548. Then close this file
+and write the maths yourself: "pytest -k ex1" checks exercises/ex1_sft.py, and "python
+lesson1_sft.py --exercise" trains with it.
 """
 
 import json
@@ -119,7 +120,7 @@ class Config:
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
-        if not self.data and not self.model:  # else they depend on the model: see end_tokens
+        if not self.data and not self.model:  # else up to 512 + 256, as the model has positions
             self.max_prompt_length = self.max_prompt_length or 64
             self.max_new_tokens = self.max_new_tokens or 48
         if self.learning_rate is None:
@@ -359,7 +360,7 @@ def batch_loss(model, examples, count, tokenizer, accelerator):
     """The loss of these examples' labels, divided by `count`."""
     batch = pad_batch([(row["input_ids"], row["labels"]) for row in examples],
                       tokenizer.pad_token_id)
-    # Logits begin one column before the first label of any row: what lies before is prompt.
+    # Logits are needed from the column before the first label on: all before is prompt.
     first = max(1, (batch["labels"] != -100).any(dim=0).int().argmax().item())
     labels = batch["labels"][:, first - 1:].to(accelerator.device)
     with accelerator.autocast():
@@ -396,6 +397,7 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
+    # The learner is the model, wrapped so that several processes share their gradients.
     learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     per_epoch, batches = math.ceil(len(data) / config.batch_size), []
     for step in run.steps(config.steps):
@@ -407,12 +409,13 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
         batch = batches[place]
 
         # 2. The gradient, in pieces that fit. Each is divided by the count of the whole batch.
-        learner.train()  # there is no dropout: only gradient checkpointing asks for it
+        learner.train(config.gradient_checkpointing)  # only there: nothing should be random
         count = sum(row["num_labels"] for row in batch)
         loss = torch.zeros((), device=accelerator.device)
         for piece, weight in my_pieces(batch, config.micro_batch_size, accelerator):
             piece_loss = batch_loss(learner, piece, count, tokenizer, accelerator) * weight
-            accelerator.backward(piece_loss * accelerator.num_processes)  # DDP takes the mean
+            # The gradient will be a mean over processes: times their number, a sum.
+            accelerator.backward(piece_loss * accelerator.num_processes)
             loss += piece_loss.detach()
 
         # 3. The step.
@@ -462,8 +465,8 @@ def tidy(run):
 
 def make_base(config):
     """The tiny base model's folder: runs/base if it was made with these settings, else it is made.
-    It learns briefly and at half the rate, or some seeds would know sums by now and others not."""
-    rate = config.learning_rate / (20 if config.lora_rank else 2)  # all of its weights are trained
+    It learns briefly and at half the rate: after more, some seeds could add by now, others not."""
+    rate = config.learning_rate / (20 if config.lora_rank else 2)  # LoRA's is ten times as high
     config = replace(config, run_name="base", steps=config.base_steps, epochs=0, resume=False,
                      exercise=False, learning_rate=rate, lora_rank=0, load_in_4bit=False)
     folder = run_folder(config)
@@ -516,7 +519,7 @@ def main():
         config.steps = config.epochs * math.ceil(len(data) / config.batch_size)
     run = run or Run(config, accelerator)
 
-    def look():
+    def evaluate():
         """The held-out loss, and answers to the first few held-out prompts."""
         loss = held_out_loss(model, held_out, tokenizer, config, accelerator)
         prompts = [row["prompt_ids"] for row in held_out[:8]]
@@ -529,9 +532,9 @@ def main():
             numbers |= text_metrics(model, tokenizer, held_out[:64], config)
         return numbers, texts
 
-    before, texts_before = look()
+    before, texts_before = evaluate()
     train(model, tokenizer, data, held_out, config, accelerator, run)
-    after, texts_after = look() if config.steps else (before, texts_before)
+    after, texts_after = evaluate() if config.steps else (before, texts_before)
     run.save_model(model, tokenizer)
     model = "" if run.folder == Path("runs/sft") else f"--model {run.folder} "
     run.close("loss/train", before, after, [
@@ -728,7 +731,8 @@ def standard_row(row, columns):
         if turns and isinstance(turns, list):
             turns = [*map(as_turn, turns)]
             answer = turns.pop()["content"] if turns[-1]["role"] != "user" else None
-            texts = {"instruction": turns} | texts | {column: answer}
+            begins = turns and turns[0]["role"] != "assistant"  # the prompt is here, and all of it
+            texts |= {column: answer} | ({"instruction": turns} if begins else {})
     if texts.get("instruction") and isinstance(texts["instruction"], list):
         *texts["earlier"], last = map(as_turn, texts["instruction"])
         texts["instruction"] = last["content"]
@@ -758,22 +762,35 @@ def every_answer(row):
 
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
-    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns."""
+    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns. Rows that the
+    template refuses are taken out of `data`."""
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
     if config.prompt_format == "chat":
-        turns = [[*row.get("earlier", []), {"role": "user", "content": "\n\n".join(
-            filter(None, (row["instruction"], row.get("input"))))}] for row in data]
-        with blame("--prompt_format chat"):
-            return tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-                tokenizer_kwargs={"split_special_tokens": False})
+        prompts, kept, refused = [], [], ""
+        for row in data:
+            text = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+            turns = [*row.get("earlier", []), {"role": "user", "content": text}]
+            try:
+                prompts.append(tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
+                    tokenizer_kwargs={"split_special_tokens": False}))
+                kept.append(row)
+            except Exception as error:  # whatever a template may raise
+                refused = refused or f"{error}, of {turns!r:.150}"
+        if refused:
+            print(f"{len(data) - len(kept)} of {len(data)} prompts are left out: the chat template "
+                  f"refuses them, as {refused}")
+        data[:] = kept
+        return prompts or die(f"the chat template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
-    return tokenizer([layout("\n\n".join([
+    prompts = tokenizer([layout("\n\n".join([
         *(turn["content"] for turn in row.get("earlier", [])), row["instruction"]]),
         row.get("input") or "") for row in data])["input_ids"]
+    ends = [tokenizer.eos_token_id]  # some tokenizers add it to every text
+    return [ids[:-1] if ids[-1:] == ends else ids for ids in prompts]
 
 
 def from_pretrained(kind, name, config, **options):
@@ -784,6 +801,7 @@ def from_pretrained(kind, name, config, **options):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
@@ -813,7 +831,8 @@ def load_weights(kind, base, config, options):
     settings = AutoConfig.from_pretrained(base, **options).to_dict()
     if "MaskedLM" in str(settings["architectures"]):
         die(f"{base} fills gaps and sees what comes after them: it cannot write")
-    options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+    options |= {key: type(x)(0) for key, x in settings.items() if x and any(
+        part in key for part in ("drop", "jitter", "output_router_logits"))}
     if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
         options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
     if config.load_in_4bit:
@@ -952,6 +971,7 @@ def start(config):
             cpu=config.device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision="bf16" if config.bf16 else "no", step_scheduler_with_optimizer=False,
             log_with=tracker, project_dir=run_folder(config).parent)
+        accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: see the losses
         if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
             raise ValueError("the processes do not find each other: try --device cpu")
         accelerator.wait_for_everyone()  # nobody leaves while others are still looking for it
@@ -1139,11 +1159,12 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        runs = {curve: self.rows} if self.rows else {}
         lessons = self.folder.name.removesuffix("_mine")
+        mine = ", your functions" if self.folder.name != lessons else ""
+        runs = {curve + mine: self.rows} if self.rows else {}
         log = self.folder.with_name(lessons) / "metrics.jsonl"
-        if self.folder.name != lessons and log.is_file():  # how the lesson's own run went
-            runs[f"{curve}, {lessons}"] = list(map(json.loads, log.read_text().splitlines()))
+        if mine and log.is_file():  # how the lesson's own run went
+            runs[f"{curve}, the lesson's"] = list(map(json.loads, log.read_text().splitlines()))
         for name, rows in runs.items():
             values = torch.tensor([row[curve] for row in rows]).nan_to_num()
             means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
@@ -1164,9 +1185,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
+        if self.config.steps and "TYPED" not in os.environ:  # in a chain, the chain goes on
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
-                  "inside, token by token: the same command with --look\n"
+            print("Look inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
                   f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:

@@ -21,10 +21,11 @@ How to run it
 It writes runs/reward; lesson 3 uses it.
 
 Why: exercises/WHY.md, "Lesson 2", one page: -log sigmoid, why the last token, why only differences
-of scores count. Read it first, then from the settings to main().
-How to read it: down to main(), whose loop has four numbered steps. The lesson ends where
-Housekeeping begins, at line 459. Then close this file and write the maths yourself: "pytest -k ex2"
-checks exercises/ex2_reward.py, and "python lesson2_reward.py --exercise" trains with it.
+of scores count. Read it first.
+How to read it: from "The maths" down to main(), and a flag where you meet it; the loop of main()
+has four numbered steps. The lesson ends where Housekeeping begins, at line 462. Then close this
+file and write the maths yourself: "pytest -k ex2" checks exercises/ex2_reward.py, and "python
+lesson2_reward.py --exercise" trains with it.
 """
 
 import json
@@ -117,7 +118,7 @@ class Config:
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
-        if not self.data:  # else they depend on the model, too: see end_tokens
+        if not self.data:  # real data: up to 512 + 256, as the model has positions
             self.max_prompt_length = self.max_prompt_length or 64
             self.max_new_tokens = self.max_new_tokens or 48
         if self.learning_rate is None:
@@ -271,7 +272,8 @@ class RewardModel(torch.nn.Module):
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         # The padding needs no mask: it is on the right, and nobody looks to the right.
         states = model.base_model(input_ids, use_cache=False).last_hidden_state
-        return pool_scores(model.score(states).squeeze(-1).float(), attention_mask)
+        with torch.autocast(states.device.type, enabled=False):  # bfloat16 would make ties
+            return pool_scores(model.score(states.float()).squeeze(-1), attention_mask)
 
 
 def make_reward_model(config):
@@ -396,6 +398,7 @@ def main():
     per_epoch = math.ceil(len(data) / config.batch_size)
     steps = config.rm_epochs * per_epoch if config.steps is None else config.steps
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, steps)
+    # The learner is the model, wrapped so that several processes share their gradients.
     learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     run = Run(config, accelerator)
     before = measure(*score_pairs(model, tokenizer, held_out, config, accelerator), held_out)
@@ -408,7 +411,7 @@ def main():
         batch.sort(key=lambda row: max(len(row["chosen_ids"]), len(row["rejected_ids"])))
 
         # 2. The gradient, in pieces that fit. Each is divided by the size of the whole batch.
-        learner.train()
+        learner.train(config.gradient_checkpointing)  # only there: nothing should be random
         sums = torch.zeros(3, device=accelerator.device)
         for piece, weight in my_pieces(batch, config.micro_batch_size, accelerator):
             both = [row[name] for name in ("chosen_ids", "rejected_ids") for row in piece]
@@ -439,14 +442,14 @@ def main():
     if not math.isfinite(after["score/std"]):
         die("the scores are not finite at the end: begin again with a lower --learning_rate")
     # Lesson 3 divides by these, so that a reward of 1 is one standard deviation of the scores.
-    settings = model.model.config
-    settings.score_mean, settings.score_std = after["score/mean"], after["score/std"]
+    settings, mean, std = model.model.config, after["score/mean"], after["score/std"]
+    settings.score_mean, settings.score_std = mean, std
     run.save_model(model.model, tokenizer)
     print("\nCalibration: favourite's chance    pairs   predicted  observed")
     for low, high, n, predicted, observed in calibration(chosen, rejected):
         print(f"    {low:>14.0%} to {high:>4.0%}     {n:>9}{predicted:>12.1%}{observed:>10.1%}")
-    samples = [(row["instruction"], {f"chosen {a:+.2f}": row["chosen"],
-                                     f"rejected {b:+.2f}": row["rejected"]})
+    samples = [(row["instruction"], {f"chosen {(a - mean) / std:+.2f}": row["chosen"],
+                                     f"rejected {(b - mean) / std:+.2f}": row["rejected"]})
                for row, a, b in zip(held_out[:5], chosen, rejected)]
     this, ppo = "", ""  # the flags that name this run, where it is not the usual one
     if run.folder != Path("runs/reward"):
@@ -642,7 +645,8 @@ def standard_row(row, columns):
         if turns and isinstance(turns, list):
             turns = [*map(as_turn, turns)]
             answer = turns.pop()["content"] if turns[-1]["role"] != "user" else None
-            texts = {"instruction": turns} | texts | {column: answer}
+            begins = turns and turns[0]["role"] != "assistant"  # the prompt is here, and all of it
+            texts |= {column: answer} | ({"instruction": turns} if begins else {})
     if texts.get("instruction") and isinstance(texts["instruction"], list):
         *texts["earlier"], last = map(as_turn, texts["instruction"])
         texts["instruction"] = last["content"]
@@ -682,22 +686,35 @@ def make_missing(folder, lesson, duration, config):
 
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
-    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns."""
+    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns. Rows that the
+    template refuses are taken out of `data`."""
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
     if config.prompt_format == "chat":
-        turns = [[*row.get("earlier", []), {"role": "user", "content": "\n\n".join(
-            filter(None, (row["instruction"], row.get("input"))))}] for row in data]
-        with blame("--prompt_format chat"):
-            return tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-                tokenizer_kwargs={"split_special_tokens": False})
+        prompts, kept, refused = [], [], ""
+        for row in data:
+            text = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+            turns = [*row.get("earlier", []), {"role": "user", "content": text}]
+            try:
+                prompts.append(tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
+                    tokenizer_kwargs={"split_special_tokens": False}))
+                kept.append(row)
+            except Exception as error:  # whatever a template may raise
+                refused = refused or f"{error}, of {turns!r:.150}"
+        if refused:
+            print(f"{len(data) - len(kept)} of {len(data)} prompts are left out: the chat template "
+                  f"refuses them, as {refused}")
+        data[:] = kept
+        return prompts or die(f"the chat template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
-    return tokenizer([layout("\n\n".join([
+    prompts = tokenizer([layout("\n\n".join([
         *(turn["content"] for turn in row.get("earlier", [])), row["instruction"]]),
         row.get("input") or "") for row in data])["input_ids"]
+    ends = [tokenizer.eos_token_id]  # some tokenizers add it to every text
+    return [ids[:-1] if ids[-1:] == ends else ids for ids in prompts]
 
 
 def from_pretrained(kind, name, config, **options):
@@ -708,6 +725,7 @@ def from_pretrained(kind, name, config, **options):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
@@ -737,7 +755,8 @@ def load_weights(kind, base, config, options):
     settings = AutoConfig.from_pretrained(base, **options).to_dict()
     if "MaskedLM" in str(settings["architectures"]):
         die(f"{base} fills gaps and sees what comes after them: it cannot write")
-    options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+    options |= {key: type(x)(0) for key, x in settings.items() if x and any(
+        part in key for part in ("drop", "jitter", "output_router_logits"))}
     if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
         options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
     if config.load_in_4bit:
@@ -816,6 +835,7 @@ def start(config):
             cpu=config.device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision="bf16" if config.bf16 else "no", step_scheduler_with_optimizer=False,
             log_with=tracker, project_dir=run_folder(config).parent)
+        accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: see the losses
         if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
             raise ValueError("the processes do not find each other: try --device cpu")
         accelerator.wait_for_everyone()  # nobody leaves while others are still looking for it
@@ -1003,11 +1023,12 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        runs = {curve: self.rows} if self.rows else {}
         lessons = self.folder.name.removesuffix("_mine")
+        mine = ", your functions" if self.folder.name != lessons else ""
+        runs = {curve + mine: self.rows} if self.rows else {}
         log = self.folder.with_name(lessons) / "metrics.jsonl"
-        if self.folder.name != lessons and log.is_file():  # how the lesson's own run went
-            runs[f"{curve}, {lessons}"] = list(map(json.loads, log.read_text().splitlines()))
+        if mine and log.is_file():  # how the lesson's own run went
+            runs[f"{curve}, the lesson's"] = list(map(json.loads, log.read_text().splitlines()))
         for name, rows in runs.items():
             values = torch.tensor([row[curve] for row in rows]).nan_to_num()
             means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
@@ -1028,9 +1049,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
+        if self.config.steps and "TYPED" not in os.environ:  # in a chain, the chain goes on
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
-                  "inside, token by token: the same command with --look\n"
+            print("Look inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
                   f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:

@@ -25,11 +25,11 @@ How to run it
 It writes runs/ppo. The bar shows the score, a response's KL from the reference, the gold reward.
 
 Why: exercises/WHY.md, "Lesson 3" and "The KL penalty": from the expected reward to ratio, clip,
-V and GAE. Begin there, then from the settings to main(). --look shows a step of your run, token by
-token: log p, KL, reward, V, delta, A, ratio.
-How to read it: down to main(), the algorithm in five numbered steps. The lesson ends where
-Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex3"
-checks exercises/ex3_ppo.py, and "python lesson3_ppo.py --exercise" trains with it.
+V and GAE. Begin there. --look shows a step of your run: log p, KL, reward, V, delta, A, ratio.
+How to read it: from "The maths" down to main(), the algorithm in five numbered steps, and a flag
+where you meet it. The lesson ends where Housekeeping begins, at line 551. Then close this file and
+write the maths yourself: "pytest -k ex3" checks exercises/ex3_ppo.py, and "python lesson3_ppo.py
+--exercise" trains with it.
 """
 
 import copy
@@ -129,7 +129,7 @@ class Config:
     log_level: Literal["critical", "warning", "info"] = flag("critical", "what libraries may say")
 
     def __post_init__(self):
-        if not self.data:  # else they depend on the model, too: see end_tokens
+        if not self.data:  # real data: up to 512 + 256, as the model has positions
             self.max_prompt_length = self.max_prompt_length or 64
             self.max_new_tokens = self.max_new_tokens or 40
         if self.learning_rate is None:
@@ -392,7 +392,7 @@ def sample_responses(policy, reference, reward, tokenizer, rows, config, acceler
             parts.append((
                 response_logprobs(logits, response[piece], config.temperature),
                 response_logprobs(reference(*inputs), response[piece], config.temperature), values))
-        # What follows the end token is noise, and 0 times the exp of a large noise would not be 0.
+        # What follows the end token is noise: its exp may be infinite, and 0 * inf is nan, not 0.
         logprobs, ref_logprobs, values = (torch.cat(part) * mask for part in zip(*parts))
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
         gold = torch.tensor([gold_utility(text) for text in texts], device=ids.device)
@@ -412,11 +412,11 @@ def ppo_loss(policy, batch, kl_coef, count, config):
         logprobs, batch.logprobs, batch.advantages, batch.mask, config.clip_range, count)
     value_loss = ppo_value_loss(
         values, batch.values, batch.returns, batch.mask, config.clip_range, count)
-    entropy = -logprobs.detach().sum() / count  # estimated, for the log
+    entropy = -logprobs.detach().sum() / count  # estimated, as a number to show
     if config.entropy_coef:
         entropy = masked_entropy(logits[:, :-1] / config.temperature, batch.mask, count)
     # k3 and not k1, because k1's gradient is zero on average: as a loss it would do nothing. (Far
-    # from the reference k3's is another KL's, and k2's the true one: exercises/WHY.md.)
+    # from the reference k2's is the true one: exercises/WHY.md.) In old_kl who sampled is first.
     old_kl = (kl_penalty(batch.logprobs, logprobs, "k3") * batch.mask).sum() / count
     ref_kl = (kl_penalty(logprobs, batch.ref_logprobs, "k3") * batch.mask).sum() / count
     loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
@@ -429,7 +429,7 @@ def ppo_loss(policy, batch, kl_coef, count, config):
 def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
     """Several epochs of minibatches on one rollout -> stats, averaged over the minibatches."""
     history, processes = [], accelerator.num_processes
-    policy.train()  # there is no dropout: only gradient checkpointing asks for it
+    policy.train(config.gradient_checkpointing)  # only there: nothing should be random
     for _ in range(config.ppo_epochs):
         order = broadcast(torch.randperm(len(rollout.ids)).to(accelerator.device))
         for rows in order.split(config.batch_size):
@@ -439,7 +439,7 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
             for piece in rows.split(config.micro_batch_size * processes):
                 mine = rollout[piece[accelerator.process_index::processes]]
                 loss, parts = ppo_loss(policy, mine, kl_coef, count, config)
-                accelerator.backward(loss * processes)  # DDP takes the mean: times them, a sum
+                accelerator.backward(loss * processes)  # of their mean gradient that is the sum
                 for name, part in parts.items():
                     sums[name] += part.detach()
             norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)  # tames odd batches
@@ -480,7 +480,7 @@ def main():
     lm.to(accelerator.device)
     data, held_out = load_prompts(config, tokenizer)
     reference = make_reference(lm, config)
-    reward = load_rewards(config, functions, tokenizer, lm)
+    reward = load_rewards(config, functions, tokenizer, lm)  # lesson 2's have mean 0, variance 1
     policy = CausalLMWithValueHead(lm)
     optimizer = torch.optim.Adam(
         [{"params": lm.parameters(), "lr": config.learning_rate},
@@ -488,32 +488,32 @@ def main():
         eps=1e-5, fused=True)  # eps as in OpenAI's PPO
     learner, optimizer = accelerator.prepare(policy, optimizer)  # the policy on all processes
 
-    def roll_out(rows, model=policy):
-        return sample_responses(model, reference, reward, tokenizer, rows, config, accelerator)
-
-    def look(model=policy):
+    def evaluate(model=policy):
         """Fresh responses to the held-out prompts: numbers, what each is worth, and the texts."""
         torch.manual_seed(accelerator.process_index)
         n = config.num_samples * (1 if config.data else 4)
-        rollout = roll_out([held_out[i % len(held_out)] for i in range(n)], model)
+        if config.steps == 0:  # all of them, as far as the processes can share them out
+            n = max(n, len(held_out) // accelerator.num_processes * accelerator.num_processes)
+        rows = [held_out[i % len(held_out)] for i in range(n)]
+        rollout = sample_responses(model, reference, reward, tokenizer, rows, config, accelerator)
         response = rollout.response.where(rollout.mask > 0, tokenizer.pad_token_id)
         texts = tokenizer.batch_decode(response, skip_special_tokens=True)
         return describe(rollout, config), rollout.scores if config.data else rollout.gold, texts
 
     print("The model answers, before the first step ...", flush=True)
-    before, rewards_before, texts_before = first = look()
-    rivals = rewards_before if not config.against else look(
+    before, worth_before, texts_before = first = evaluate()
+    rivals = worth_before if not config.against else evaluate(
         CausalLMWithValueHead(load_rival(config, tokenizer)))[1]
     run = Run(config, accelerator)
     for step in run.steps(config.steps):
         # 1. Rollout: the policy answers, the reward model scores, the reference is asked as well.
-        dice = random.Random(f"{config.seed} {step}")
-        rows = dice.choices(data, k=config.num_samples)
-        rollout = roll_out(rows)
+        rng = random.Random(f"{config.seed} {step}")
+        rows = rng.choices(data, k=config.num_samples)
+        rollout = sample_responses(policy, reference, reward, tokenizer, rows, config, accelerator)
 
         # 2. The reward of every token.
         kl_coef = config.kl_coef
-        if config.target_kl and run.rows:  # run.rows: the log so far; K_beta is 1/10
+        if config.target_kl and run.rows:  # the steps so far; the horizon is ten steps' responses
             kl_coef = adaptive_kl_coef(run.rows[-1]["kl/coef"], run.rows[-1]["kl/ref_sum"],
                                        config.target_kl, config.num_samples,
                                        10 * config.num_samples)
@@ -536,9 +536,9 @@ def main():
                      gold=stats.get("gold/avg", "unknown"))
         log_samples(run, step, rows, rollout, tokenizer)
 
-    after, rewards_after, texts_after = look() if config.steps else first
-    before = before | win_rate(rewards_before, rivals)
-    after = after | win_rate(rewards_after, rivals)
+    after, worth_after, texts_after = evaluate() if config.steps else first
+    before = before | win_rate(worth_before, rivals)  # how often an answer beats the rival's
+    after = after | win_rate(worth_after, rivals)
     run.save_model(lm, tokenizer, value_head=policy.value_head)
     run.close("reward/avg", before, after, [
         (row["instruction"], {"before": old, "after": new})
@@ -734,7 +734,8 @@ def standard_row(row, columns):
         if turns and isinstance(turns, list):
             turns = [*map(as_turn, turns)]
             answer = turns.pop()["content"] if turns[-1]["role"] != "user" else None
-            texts = {"instruction": turns} | texts | {column: answer}
+            begins = turns and turns[0]["role"] != "assistant"  # the prompt is here, and all of it
+            texts |= {column: answer} | ({"instruction": turns} if begins else {})
     if texts.get("instruction") and isinstance(texts["instruction"], list):
         *texts["earlier"], last = map(as_turn, texts["instruction"])
         texts["instruction"] = last["content"]
@@ -790,22 +791,35 @@ def make_inputs(config):
 
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
-    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns."""
+    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns. Rows that the
+    template refuses are taken out of `data`."""
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
     if config.prompt_format == "chat":
-        turns = [[*row.get("earlier", []), {"role": "user", "content": "\n\n".join(
-            filter(None, (row["instruction"], row.get("input"))))}] for row in data]
-        with blame("--prompt_format chat"):
-            return tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-                tokenizer_kwargs={"split_special_tokens": False})
+        prompts, kept, refused = [], [], ""
+        for row in data:
+            text = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+            turns = [*row.get("earlier", []), {"role": "user", "content": text}]
+            try:
+                prompts.append(tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
+                    tokenizer_kwargs={"split_special_tokens": False}))
+                kept.append(row)
+            except Exception as error:  # whatever a template may raise
+                refused = refused or f"{error}, of {turns!r:.150}"
+        if refused:
+            print(f"{len(data) - len(kept)} of {len(data)} prompts are left out: the chat template "
+                  f"refuses them, as {refused}")
+        data[:] = kept
+        return prompts or die(f"the chat template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
-    return tokenizer([layout("\n\n".join([
+    prompts = tokenizer([layout("\n\n".join([
         *(turn["content"] for turn in row.get("earlier", [])), row["instruction"]]),
         row.get("input") or "") for row in data])["input_ids"]
+    ends = [tokenizer.eos_token_id]  # some tokenizers add it to every text
+    return [ids[:-1] if ids[-1:] == ends else ids for ids in prompts]
 
 
 def from_pretrained(kind, name, config, **options):
@@ -816,6 +830,7 @@ def from_pretrained(kind, name, config, **options):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
@@ -845,7 +860,8 @@ def load_weights(kind, base, config, options):
     settings = AutoConfig.from_pretrained(base, **options).to_dict()
     if "MaskedLM" in str(settings["architectures"]):
         die(f"{base} fills gaps and sees what comes after them: it cannot write")
-    options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+    options |= {key: type(x)(0) for key, x in settings.items() if x and any(
+        part in key for part in ("drop", "jitter", "output_router_logits"))}
     if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
         options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
     if config.load_in_4bit:
@@ -915,12 +931,14 @@ def add_adapter(model, config, task):
 
 def add_prompt_ids(parts, tokenizer, config):
     """The parts of the data, every row with its prompt_ids. Too long ones are left out."""
-    rows, longest = sum(parts, []), config.max_prompt_length
-    for row, ids in zip(rows, encode_prompts(rows, tokenizer, config)):
-        row["prompt_ids"] = ids
-        if config.prompt_format == "plain":  # a text to go on with: its beginning is enough
-            row["prompt_ids"] = ids[:longest]
-            row["instruction"] = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+    longest = config.max_prompt_length
+    for part in parts:
+        for row, ids in zip(part, encode_prompts(part, tokenizer, config)):
+            row["prompt_ids"] = ids
+            if config.prompt_format == "plain":  # a text to go on with: its beginning is enough
+                row["prompt_ids"] = ids[:longest]
+                row["instruction"] = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+    rows = sum(parts, [])
     parts = [[row for row in part if len(row["prompt_ids"]) <= longest] for part in parts]
     left = len(rows) - sum(map(len, parts))
     if left:
@@ -1020,9 +1038,10 @@ def load_score(name, config, tokenizer, lm):
         states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
         if shared:
             lm.set_adapter("default")
-        scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
+        with torch.autocast(ids.device.type, enabled=False):  # bfloat16 would make ties
+            scores = torch.nn.functional.linear(states.float(), head.float()).squeeze(-1)
         last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
-        return (scores.gather(1, last).squeeze(1).float() - mean) / std
+        return (scores.gather(1, last).squeeze(1) - mean) / std  # (B,)
 
     return score
 
@@ -1069,6 +1088,7 @@ def start(config):
             cpu=config.device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision="bf16" if config.bf16 else "no", step_scheduler_with_optimizer=False,
             log_with=tracker, project_dir=run_folder(config).parent)
+        accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: see the losses
         if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
             raise ValueError("the processes do not find each other: try --device cpu")
         accelerator.wait_for_everyone()  # nobody leaves while others are still looking for it
@@ -1256,11 +1276,12 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        runs = {curve: self.rows} if self.rows else {}
         lessons = self.folder.name.removesuffix("_mine")
+        mine = ", your functions" if self.folder.name != lessons else ""
+        runs = {curve + mine: self.rows} if self.rows else {}
         log = self.folder.with_name(lessons) / "metrics.jsonl"
-        if self.folder.name != lessons and log.is_file():  # how the lesson's own run went
-            runs[f"{curve}, {lessons}"] = list(map(json.loads, log.read_text().splitlines()))
+        if mine and log.is_file():  # how the lesson's own run went
+            runs[f"{curve}, the lesson's"] = list(map(json.loads, log.read_text().splitlines()))
         for name, rows in runs.items():
             values = torch.tensor([row[curve] for row in rows]).nan_to_num()
             means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
@@ -1281,9 +1302,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
+        if self.config.steps and "TYPED" not in os.environ:  # in a chain, the chain goes on
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
-                  "inside, token by token: the same command with --look\n"
+            print("Look inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
                   f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:

@@ -22,11 +22,11 @@ How to run it
 It writes runs/grpo. Before the first update the loss is 0 and its gradient is not: each group's
 advantages add up to 0 (the log shows a mean over epochs). Ratio, p_ref, beta: as in lesson 3.
 
-Why: exercises/WHY.md, "Lesson 4": the group as a baseline, what the std does, three averages and
-length, clip_high. Begin there, then from the settings to main(). --look shows groups of answers.
-How to read it: down to main(), the algorithm in six numbered steps. The lesson ends where
-Housekeeping begins, at line 551. Then close this file and write the maths yourself: "pytest -k ex4"
-checks exercises/ex4_grpo.py, and "python lesson4_grpo.py --exercise" trains with it.
+Why: exercises/WHY.md, "Lesson 4": baseline, std, averages, clip_high. --look shows your groups.
+How to read it: from "The maths" down to main(), the algorithm in six numbered steps, and a flag
+where you meet it. The lesson ends where Housekeeping begins, at line 551. Then close this file and
+write the maths yourself: "pytest -k ex4" checks exercises/ex4_grpo.py, and "python lesson4_grpo.py
+--exercise" trains with it.
 """
 
 import copy
@@ -86,8 +86,7 @@ class Config:
     columns: str = flag("", "what --data calls its columns, such as instruction=task,input=context")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "GRPO steps (110 for sums, else 100; 0: evaluate only)",
-                                metavar="0..1e6")
+    steps: Optional[int] = flag(None, "(110 for sums, else 100; 0: evaluate)", metavar="0..1e6")
     num_samples: Optional[int] = flag(None, "responses a step (512 for sums, else 64)")
     group_size: int = flag(8, "responses to a prompt, G", "--num_generations", metavar="2..1e6")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from", "--num_iterations")
@@ -103,7 +102,7 @@ class Config:
     drop_uninformative: bool = flag(True, "leave out groups whose rewards are all the same")
     temperature: float = flag(1.0, "of sampling and all log-probabilities", metavar="0.01..100")
     missing_eos_penalty: Optional[float] = flag(None, "a cut answer pays it (0 for sums, else 1)")
-    pass_k: int = flag(8, "the k of pass@k, out of 2k samples", metavar="1..1000")
+    pass_k: int = flag(8, "k of pass@k: 2 x k samples are drawn", metavar="1..1000")
     eval_every: int = flag(40, "steps between two evaluations (of sums: on held-out ones)")
     prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
     max_prompt_length: Optional[int] = flag(None, "longer prompts are left out (64; --data 512)")
@@ -129,7 +128,7 @@ class Config:
         defaults = dict(  # of sums, of other rewards
             steps=(110, 100), num_samples=(512, 64), batch_size=(512, 32), kl_coef=(0.01, 0.4),
             micro_batch_size=(128, 16), missing_eos_penalty=(0.0, 1.0))
-        if not self.data:  # else they depend on the model, too: see end_tokens
+        if not self.data:  # real data: up to 512 + 256, as the model has positions
             defaults |= dict(max_new_tokens=(4, 40), max_prompt_length=(64, 64))
         rewards = split_rewards(self.reward)
         if ("sum" if self.data else "gsm8k") in rewards:
@@ -214,8 +213,8 @@ def aggregate_loss(token_loss, mask, average, max_length=None, count=None):
     over rows x max_length, so that no weight depends on a length (Dr. GRPO)."""
     token_loss = torch.where(mask.bool(), token_loss, 0.0)
     if average == "sequence":
-        rows = token_loss.sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B,)
-        return rows.sum() / (len(rows) if count is None else count)
+        means = token_loss.sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B,)
+        return means.sum() / (len(means) if count is None else count)
     if average == "token":
         return token_loss.sum() / (mask.sum().clamp(min=1) if count is None else count)
     if average == "constant":
@@ -371,11 +370,11 @@ def answer(lm, reward, tokenizer, batch, temperature, config, accelerator, width
                 rewards=rewards, ended=ended), texts
 
 
-def sample_groups(lm, reward, tokenizer, data, rows, config, accelerator):
+def sample_groups(lm, reward, tokenizer, rows, config, accelerator):
     """G answers to each row's prompt. Every process does its share of the rows and gets all."""
-    width = max(len(data[row]["prompt_ids"]) for row in rows)
+    width = max(len(row["prompt_ids"]) for row in rows)
     with accelerator.split_between_processes(rows) as mine:
-        batch = [data[row] for row in mine for _ in range(config.group_size)]
+        batch = [row for row in mine for _ in range(config.group_size)]
     share, _ = answer(lm, reward, tokenizer, batch, config.temperature, config, accelerator, width)
     share["rewards"] -= config.missing_eos_penalty * (~share["ended"])
     return Rollout(**accelerator.gather(accelerator.pad_across_processes(share, dim=1)))
@@ -401,7 +400,7 @@ def all_logprobs(model, rollout, config, accelerator):
         with accelerator.autocast():
             logits = model(part.ids, part.attention_mask, part.response.shape[1])
         part_logprobs = response_logprobs(logits, part.response, config.temperature)
-        # `* mask`: what follows the end token is noise, and 0 times exp of a large noise is not 0.
+        # What follows the end token is noise: its exp may be infinite, and 0 * inf is nan, not 0.
         logprobs[rows, :part.mask.shape[1]] = part_logprobs * part.mask * weight
     return accelerator.reduce(logprobs)
 
@@ -410,7 +409,7 @@ def grpo_loss(policy, batch, counts, config):
     """The loss of some rows and its parts, each divided by what the whole minibatch has of it."""
     logits = response_logits(policy, batch.ids, batch.attention_mask, batch.response.shape[1])
     logprobs = response_logprobs(logits, batch.response, config.temperature) * batch.mask
-    # With one update a sample the policy is the one that sampled: the ratio is 1, with a slope.
+    # Where a sample is learned from once, old is now: the ratio is 1, but its slope is not 0.
     old_logprobs = logprobs.detach() if batch.logprobs is None else batch.logprobs
     ref_logprobs = old_logprobs if batch.ref_logprobs is None else batch.ref_logprobs
     token_loss = grpo_token_loss(logprobs, old_logprobs, ref_logprobs, batch.advantages,
@@ -420,11 +419,11 @@ def grpo_loss(policy, batch, counts, config):
     with torch.no_grad():
         signs, ratio = batch.advantages.sign().unsqueeze(1), torch.exp(logprobs - old_logprobs)
         clipped = torch.where(signs > 0, ratio > 1 + config.clip_high, ratio < 1 - config.clip_low)
-        from_old, to_ref = logprobs - old_logprobs, ref_logprobs - logprobs
+        k3 = lambda log_ratio: torch.expm1(log_ratio) - log_ratio  # as in grpo_token_loss
         parts = {"clip/fraction": clipped & (signs != 0), "entropy/avg": -logprobs,  # estimated
-                 "kl/approx": torch.expm1(from_old) - from_old}  # k3, as in the loss
+                 "kl/approx": k3(logprobs - old_logprobs)}
         if batch.ref_logprobs is not None:
-            parts["kl/ref"] = torch.expm1(to_ref) - to_ref
+            parts["kl/ref"] = k3(ref_logprobs - logprobs)
         parts = {name: (x * batch.mask).sum() / counts["token"] for name, x in parts.items()}
     return loss, {"loss/grpo": loss.detach(), **parts}
 
@@ -432,7 +431,7 @@ def grpo_loss(policy, batch, counts, config):
 def grpo_update(policy, optimizer, rollout, config, accelerator):
     """Several epochs of minibatches on the kept groups -> stats, averaged over the minibatches."""
     minibatches, stats = config.num_samples // config.batch_size, defaultdict(float)
-    policy.train()  # there is no dropout: only gradient checkpointing asks for it
+    policy.train(config.gradient_checkpointing)  # only there: nothing should be random
     for _ in range(config.ppo_epochs):
         order = broadcast(torch.randperm(len(rollout.ids)).to(accelerator.device))
         for rows in order.tensor_split(minibatches):  # may be empty: few groups were kept
@@ -461,7 +460,7 @@ def evaluate(lm, reward, tokenizer, data, config, accelerator):
     is 0 or 1: accuracy greedy, sampled, and pass@k."""
     is_checked = {"sum", "gsm8k"} & split_rewards(config.reward).keys()
     n = 1 if config.data and not is_checked else 2 * config.pass_k
-    batch, results = data[:config.num_samples if config.data else 300], []
+    batch, results = data[:config.num_samples if config.data and config.steps else None], []
     torch.manual_seed(config.seed)
     for temperature in [0.0] + [config.temperature] * n:  # one at a time: n at once need memory
         parts, texts = answer(lm, reward, tokenizer, batch, temperature, config, accelerator)
@@ -485,6 +484,7 @@ def main():
     data, held_out = load_grpo_prompts(config, tokenizer)
     reference = make_reference(lm, config) if config.kl_coef else None
     reward = load_rewards(config, functions, tokenizer, lm)
+    # An evaluation asks whether answers are right, whatever else --reward pays for.
     judge = load_rewards(config, functions, tokenizer, lm, {"sum", "gsm8k"} & functions.keys())
     optimizer = torch.optim.Adam(lm.parameters(), lr=config.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.steps)
@@ -497,9 +497,9 @@ def main():
     run = Run(config, accelerator)
     for step in run.steps(config.steps):
         # 1. Rollout: G answers to each prompt, and their rewards.
-        dice = random.Random(f"{config.seed} {step}")
-        rows = dice.choices(range(len(data)), k=config.num_samples // config.group_size)
-        rollout = sample_groups(lm, reward, tokenizer, data, rows, config, accelerator)
+        rng = random.Random(f"{config.seed} {step}")
+        rows = rng.choices(data, k=config.num_samples // config.group_size)
+        rollout = sample_groups(lm, reward, tokenizer, rows, config, accelerator)
 
         # 2. Advantages: how an answer compares with its group.
         rollout.advantages = group_advantages(rollout.rewards, config.group_size, config.scale)
@@ -510,7 +510,7 @@ def main():
         kept = rollout[useful.repeat_interleave(config.group_size)] if drop else rollout
 
         # 4. The log-probabilities of what is kept, by the policy that sampled and the reference.
-        if config.ppo_epochs > 1 or config.batch_size < config.num_samples:
+        if config.ppo_epochs > 1 or config.batch_size < config.num_samples:  # else the ratio is 1
             current = lambda *inputs: response_logits(lm, *inputs)
             kept.logprobs = all_logprobs(current, kept, config, accelerator)
         if reference:
@@ -529,11 +529,11 @@ def main():
         if step % config.eval_every == 0 and step < config.steps:
             stats |= evaluate_now()[0]
         run.end_step(step, stats, reward=stats["reward/avg"], kl_per_token=stats.get("kl/ref", 0),
-                     same=f"{stats['group/zero_std']:.0%}")
-        log_samples(run, step, [data[row] for row in rows], rollout[::config.group_size], tokenizer)
+                     no_spread=f"{stats['group/zero_std']:.0%}")
+        log_samples(run, step, rows, rollout[::config.group_size], tokenizer)
 
     after, texts_after, rewards_after = evaluate_now() if config.steps else first
-    before = before | win_rate(rewards_before, rivals)
+    before = before | win_rate(rewards_before, rivals)  # how often an answer beats the rival's
     after = after | win_rate(rewards_after, rivals)
     run.save_model(lm, tokenizer)
     run.close("reward/avg", before, after, [
@@ -734,7 +734,8 @@ def standard_row(row, columns):
         if turns and isinstance(turns, list):
             turns = [*map(as_turn, turns)]
             answer = turns.pop()["content"] if turns[-1]["role"] != "user" else None
-            texts = {"instruction": turns} | texts | {column: answer}
+            begins = turns and turns[0]["role"] != "assistant"  # the prompt is here, and all of it
+            texts |= {column: answer} | ({"instruction": turns} if begins else {})
     if texts.get("instruction") and isinstance(texts["instruction"], list):
         *texts["earlier"], last = map(as_turn, texts["instruction"])
         texts["instruction"] = last["content"]
@@ -790,22 +791,35 @@ def make_inputs(config):
 
 def encode_prompts(data, tokenizer, config):
     """The token ids of every row's prompt: in the tokenizer's chat template where it has one, else
-    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns."""
+    in Alpaca's layout, or as --prompt_format says. A row may have earlier turns. Rows that the
+    template refuses are taken out of `data`."""
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
     if config.prompt_format == "chat":
-        turns = [[*row.get("earlier", []), {"role": "user", "content": "\n\n".join(
-            filter(None, (row["instruction"], row.get("input"))))}] for row in data]
-        with blame("--prompt_format chat"):
-            return tokenizer.apply_chat_template(
-                turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-                tokenizer_kwargs={"split_special_tokens": False})
+        prompts, kept, refused = [], [], ""
+        for row in data:
+            text = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
+            turns = [*row.get("earlier", []), {"role": "user", "content": text}]
+            try:
+                prompts.append(tokenizer.apply_chat_template(
+                    turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
+                    tokenizer_kwargs={"split_special_tokens": False}))
+                kept.append(row)
+            except Exception as error:  # whatever a template may raise
+                refused = refused or f"{error}, of {turns!r:.150}"
+        if refused:
+            print(f"{len(data) - len(kept)} of {len(data)} prompts are left out: the chat template "
+                  f"refuses them, as {refused}")
+        data[:] = kept
+        return prompts or die(f"the chat template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
-    return tokenizer([layout("\n\n".join([
+    prompts = tokenizer([layout("\n\n".join([
         *(turn["content"] for turn in row.get("earlier", [])), row["instruction"]]),
         row.get("input") or "") for row in data])["input_ids"]
+    ends = [tokenizer.eos_token_id]  # some tokenizers add it to every text
+    return [ids[:-1] if ids[-1:] == ends else ids for ids in prompts]
 
 
 def from_pretrained(kind, name, config, **options):
@@ -816,6 +830,7 @@ def from_pretrained(kind, name, config, **options):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     with blame(f"cannot load the model {str(name)!r} (config.json, *.safetensors)"):
         adapter = transformers.utils.find_adapter_config_file(str(path))
         base = json.loads(Path(adapter).read_text())["base_model_name_or_path"] if adapter else path
@@ -845,7 +860,8 @@ def load_weights(kind, base, config, options):
     settings = AutoConfig.from_pretrained(base, **options).to_dict()
     if "MaskedLM" in str(settings["architectures"]):
         die(f"{base} fills gaps and sees what comes after them: it cannot write")
-    options |= {key: 0.0 for key in settings if "drop" in key and settings[key]}
+    options |= {key: type(x)(0) for key, x in settings.items() if x and any(
+        part in key for part in ("drop", "jitter", "output_router_logits"))}
     if settings.get("activation_function") == "gelu_new":  # GPT-2's, and the same function:
         options["activation_function"] = "gelu_pytorch_tanh"  # it is faster
     if config.load_in_4bit:
@@ -915,12 +931,14 @@ def add_adapter(model, config, task):
 
 def add_prompt_ids(parts, tokenizer, config):
     """The parts of the data, every row with its prompt_ids. Too long ones are left out."""
-    rows, longest = sum(parts, []), config.max_prompt_length
-    for row, ids in zip(rows, encode_prompts(rows, tokenizer, config)):
-        row["prompt_ids"] = ids
-        if config.prompt_format == "plain":  # a text to go on with: its beginning is enough
-            row["prompt_ids"] = ids[:longest]
-            row["instruction"] = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+    longest = config.max_prompt_length
+    for part in parts:
+        for row, ids in zip(part, encode_prompts(part, tokenizer, config)):
+            row["prompt_ids"] = ids
+            if config.prompt_format == "plain":  # a text to go on with: its beginning is enough
+                row["prompt_ids"] = ids[:longest]
+                row["instruction"] = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+    rows = sum(parts, [])
     parts = [[row for row in part if len(row["prompt_ids"]) <= longest] for part in parts]
     left = len(rows) - sum(map(len, parts))
     if left:
@@ -1020,9 +1038,10 @@ def load_score(name, config, tokenizer, lm):
         states = trunk(ids, attention_mask=attention_mask, position_ids=places, use_cache=False)[0]
         if shared:
             lm.set_adapter("default")
-        scores = torch.nn.functional.linear(states, head.to(states)).squeeze(-1)  # (B, P+T)
+        with torch.autocast(ids.device.type, enabled=False):  # bfloat16 would make ties
+            scores = torch.nn.functional.linear(states.float(), head.float()).squeeze(-1)
         last = places.argmax(dim=1, keepdim=True)  # the first column of the highest place
-        return (scores.gather(1, last).squeeze(1).float() - mean) / std
+        return (scores.gather(1, last).squeeze(1) - mean) / std  # (B,)
 
     return score
 
@@ -1069,6 +1088,7 @@ def start(config):
             cpu=config.device == "cpu" or not torch.accelerator.is_available(),
             mixed_precision="bf16" if config.bf16 else "no", step_scheduler_with_optimizer=False,
             log_with=tracker, project_dir=run_folder(config).parent)
+        accelerator.gradient_accumulation_steps = 1  # whatever the launcher says: see the losses
         if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
             raise ValueError("the processes do not find each other: try --device cpu")
         accelerator.wait_for_everyone()  # nobody leaves while others are still looking for it
@@ -1256,11 +1276,12 @@ class Run:
         print(f"\n{'':<36}{'before':>10}{'after':>10}")
         for name in before:
             print(f"{name:<36}{before[name]:>10.3f}{after[name]:>10.3f}")
-        runs = {curve: self.rows} if self.rows else {}
         lessons = self.folder.name.removesuffix("_mine")
+        mine = ", your functions" if self.folder.name != lessons else ""
+        runs = {curve + mine: self.rows} if self.rows else {}
         log = self.folder.with_name(lessons) / "metrics.jsonl"
-        if self.folder.name != lessons and log.is_file():  # how the lesson's own run went
-            runs[f"{curve}, {lessons}"] = list(map(json.loads, log.read_text().splitlines()))
+        if mine and log.is_file():  # how the lesson's own run went
+            runs[f"{curve}, the lesson's"] = list(map(json.loads, log.read_text().splitlines()))
         for name, rows in runs.items():
             values = torch.tensor([row[curve] for row in rows]).nan_to_num()
             means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
@@ -1281,9 +1302,10 @@ class Run:
         if self.config.steps == 0:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
+            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
+        if self.config.steps and "TYPED" not in os.environ:  # in a chain, the chain goes on
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
-            print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md. Look "
-                  "inside, token by token: the same command with --look\n"
+            print("Look inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
                   f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
         for tracker in self.accelerator.trackers:
