@@ -25,7 +25,7 @@ metrics.jsonl (a line a step) and TensorBoard logs. Lesson 2 starts from runs/sf
 Why: exercises/WHY.md, "Lesson 1", one page: maximum likelihood, and which tokens count. Read it
 first; the glossary there has the words of tokenizers and of RL.
 How to read it: from "The maths" down to main(), and a flag where you meet it; train() has the loop,
-in four numbered steps. The lesson ends where Housekeeping begins, at line 548. Then close this file
+in four numbered steps. The lesson ends where Housekeeping begins, at line 546. Then close this file
 and write the maths yourself: "pytest -k ex1" checks exercises/ex1_sft.py, and "python
 lesson1_sft.py --exercise" trains with it.
 """
@@ -393,19 +393,18 @@ def my_pieces(rows, size, accelerator):
 
 def train(model, tokenizer, data, held_out, config, accelerator, run):
     """Next-token training, of the base model and of the tuned one: the data makes the difference.
-    The weights with the best held-out loss are kept."""
+    The best held-out loss's weights are kept. (The learner is the model, shared by processes.)"""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
-    # The learner is the model, wrapped so that several processes share their gradients.
     learner, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
     per_epoch, batches = math.ceil(len(data) / config.batch_size), []
     for step in run.steps(config.steps):
         # 1. The batch. Every epoch has an order of its own.
         epoch, place = divmod(step - 1, per_epoch)
         if place == 0 or not batches:
-            seed = f"{config.seed} {epoch}"
-            batches = bucketed_batches(data, config.batch_size, config.bucket, seed)
+            batches = bucketed_batches(
+                data, config.batch_size, config.bucket, f"{config.seed} {epoch}")
         batch = batches[place]
 
         # 2. The gradient, in pieces that fit. Each is divided by the count of the whole batch.
@@ -414,8 +413,7 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
         loss = torch.zeros((), device=accelerator.device)
         for piece, weight in my_pieces(batch, config.micro_batch_size, accelerator):
             piece_loss = batch_loss(learner, piece, count, tokenizer, accelerator) * weight
-            # The gradient will be a mean over processes: times their number, a sum.
-            accelerator.backward(piece_loss * accelerator.num_processes)
+            accelerator.backward(piece_loss * accelerator.num_processes)  # of their mean: the sum
             loss += piece_loss.detach()
 
         # 3. The step.
@@ -783,7 +781,7 @@ def encode_prompts(data, tokenizer, config):
             print(f"{len(data) - len(kept)} of {len(data)} prompts are left out: the chat template "
                   f"refuses them, as {refused}")
         data[:] = kept
-        return prompts or die(f"the chat template refuses all prompts: {refused}")
+        return prompts or die(f"--prompt_format chat: the template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
     prompts = tokenizer([layout("\n\n".join([
@@ -1186,7 +1184,7 @@ class Run:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
             print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
-        if self.config.steps and "TYPED" not in os.environ:  # in a chain, the chain goes on
+        if self.config.steps != 0 and "TYPED" not in os.environ:  # a chain goes on by itself
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
             print("Look inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "

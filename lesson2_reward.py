@@ -707,7 +707,7 @@ def encode_prompts(data, tokenizer, config):
             print(f"{len(data) - len(kept)} of {len(data)} prompts are left out: the chat template "
                   f"refuses them, as {refused}")
         data[:] = kept
-        return prompts or die(f"the chat template refuses all prompts: {refused}")
+        return prompts or die(f"--prompt_format chat: the template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
     prompts = tokenizer([layout("\n\n".join([
@@ -1050,7 +1050,7 @@ class Run:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
             print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
-        if self.config.steps and "TYPED" not in os.environ:  # in a chain, the chain goes on
+        if self.config.steps != 0 and "TYPED" not in os.environ:  # a chain goes on by itself
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
             print("Look inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "

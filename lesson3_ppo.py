@@ -439,7 +439,7 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
             for piece in rows.split(config.micro_batch_size * processes):
                 mine = rollout[piece[accelerator.process_index::processes]]
                 loss, parts = ppo_loss(policy, mine, kl_coef, count, config)
-                accelerator.backward(loss * processes)  # of their mean gradient that is the sum
+                accelerator.backward(loss * processes)  # of their mean: the sum
                 for name, part in parts.items():
                     sums[name] += part.detach()
             norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)  # tames odd batches
@@ -812,7 +812,7 @@ def encode_prompts(data, tokenizer, config):
             print(f"{len(data) - len(kept)} of {len(data)} prompts are left out: the chat template "
                   f"refuses them, as {refused}")
         data[:] = kept
-        return prompts or die(f"the chat template refuses all prompts: {refused}")
+        return prompts or die(f"--prompt_format chat: the template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
     layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
     prompts = tokenizer([layout("\n\n".join([
@@ -1303,7 +1303,7 @@ class Run:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
             print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
-        if self.config.steps and "TYPED" not in os.environ:  # in a chain, the chain goes on
+        if self.config.steps != 0 and "TYPED" not in os.environ:  # a chain goes on by itself
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
             print("Look inside, token by token: the same command with --look\n"
                   f"Curves: tensorboard --logdir {self.config.runs_dir} and then "

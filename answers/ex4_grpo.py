@@ -214,8 +214,8 @@ def aggregate_loss(token_loss, mask, average, max_length=None, count=None):
     """
     token_loss = torch.where(mask.bool(), token_loss, 0.0)
     if average == "sequence":
-        rows = token_loss.sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B,)
-        return rows.sum() / (len(rows) if count is None else count)
+        means = token_loss.sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B,)
+        return means.sum() / (len(means) if count is None else count)
     if average == "token":
         return token_loss.sum() / (mask.sum().clamp(min=1) if count is None else count)
     if average == "constant":

@@ -4,6 +4,7 @@ come from the lesson's own functions; this file only lays them out."""
 
 import html
 import random
+import textwrap
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ th, td { padding: .15em .7em; white-space: pre }
 th.text, td.text { text-align: left; white-space: pre-wrap }
 td.text { font-family: ui-monospace, monospace }
 dt { font-weight: 600; float: left; min-width: 8em } dd { margin-left: 9em }"""
+
+
+WHOLE = {"lora_rank": 0, "load_in_4bit": False}  # a finished run's model holds its adapter
 
 
 @dataclass
@@ -48,7 +52,9 @@ def look(lesson, config):
     for table in tables:
         print_table(table)
     (run / "look.html").write_text(page(title, legend, tables), encoding="utf-8")
-    print(f"What the columns are, and the same in colour: {run / 'look.html'}")
+    for name, meaning in legend.items():
+        print(textwrap.fill(f"{name}: {meaning}", 100, subsequent_indent="    "))
+    print(f"The same in colour: {run / 'look.html'}")
 
 
 # ---- What the four lessons show -----------------------------------------------------------------
@@ -57,7 +63,7 @@ def look(lesson, config):
 @torch.no_grad()
 def look_at_labels(lesson, config, run, accelerator):
     """Lesson 1: which tokens have a label, and how likely the model finds each."""
-    model, tokenizer = lesson.load_causal_lm(replace(config, model=str(run), lora_rank=0))
+    model, tokenizer = lesson.load_causal_lm(replace(config, model=str(run), **WHOLE))
     examples = lesson.tokenize_examples(lesson.load_examples(config)[1], tokenizer, config)
     examples = first_of_each(examples, 3, lambda row: row["title"].split()[0])
     tables = []
@@ -77,7 +83,8 @@ def look_at_labels(lesson, config, run, accelerator):
         tables.append(Table(f"{row['title'].strip()}  (loss {loss:.3f})",
                             ["token", "label", "p(token)", "likeliest", "its p"], rows))
     return tables, {
-        "token": "the prompt, then the response and its end token, in the order of the text",
+        "token": "the prompt, then the response and its end token, in the order of the text. A part "
+                 "of a letter (of a Chinese one, say) is shown by the tokenizer's name for it",
         "label": "what the loss counts; -100 on the prompt, so that nothing is learned from it",
         "p(token)": "how likely the model found this token, given those before it; the loss is the "
                     "mean of -log p over the tokens with a label",
@@ -87,7 +94,7 @@ def look_at_labels(lesson, config, run, accelerator):
 @torch.no_grad()
 def look_at_scores(lesson, config, run, accelerator):
     """Lesson 2: what the score would be if the answer stopped after each token."""
-    model, tokenizer = lesson.make_reward_model(replace(config, model=str(run), lora_rank=0))
+    model, tokenizer = lesson.make_reward_model(replace(config, model=str(run), **WHOLE))
     settings = model.model.config
     tables = []
     for row in lesson.tokenize_pairs(lesson.load_pairs(config)[1][:3], tokenizer, config):
@@ -120,7 +127,7 @@ def look_at_ppo(lesson, config, run, accelerator):
             numbers = [column[i, t].item() for column in columns.values()]
             lines.append([token, *numbers, "clipped" if clipped[i, t] else ""])
         tables.append(Table(f"{rows[i]['instruction']} (score {rollout.scores[i]:+.2f})",
-                            ["token", *columns, ""], lines, ("reward", "delta", "A", "A white")))
+                            ["token", *columns, ""], lines, ("reward", "delta", "A", "A whitened")))
     return tables, {
         "log p, log p_ref": "of the token, by the policy that sampled it and by the reference",
         "KL": "log p - log p_ref (k1)",
@@ -130,7 +137,7 @@ def look_at_ppo(lesson, config, run, accelerator):
                  "V_next is 0",
         "A": "the deltas from here on, each next one weighted by gamma lambda",
         "return": "A + V: what V should have said",
-        "A white": "A over the whole batch with mean 0 and variance 1: what the policy learns from",
+        "A whitened": "A over the whole batch with mean 0 and variance 1: what the policy learns from",
         "ratio": "p after one epoch of updates on this batch, over p when it was sampled; clipped: "
                  f"beyond 1 +- {config.clip_range} on the side that A wants, where the gradient "
                  "ends. (Adam begins afresh here, and so a little harder than in the run.)"}
@@ -142,9 +149,9 @@ def ppo_step(lesson, config, run, accelerator):
     heads = run / "model" / "value_head.safetensors"
     if not heads.is_file():
         lesson.die(f"{heads} is missing: train this run again")
-    trained = replace(config, model=str(run), lora_rank=0)
+    trained = replace(config, model=str(run), **WHOLE)
     lm, tokenizer = lesson.load_causal_lm(trained)
-    first, _ = lesson.load_causal_lm(replace(config, lora_rank=0))
+    first, _ = lesson.load_causal_lm(replace(config, **WHOLE))
     reward = lesson.load_rewards(trained, lesson.make_inputs(trained), tokenizer, lm)
     policy = lesson.CausalLMWithValueHead(lm.to(accelerator.device))
     policy.value_head.load_state_dict(load_file(heads))
@@ -172,19 +179,19 @@ def ppo_step(lesson, config, run, accelerator):
     return rows, tokenizer, rollout, {
         "log p": rollout.logprobs, "log p_ref": rollout.ref_logprobs, "KL": kl, "reward": rewards,
         "V": rollout.values, "delta": deltas, "A": raw, "return": rollout.returns,
-        "A white": rollout.advantages, "ratio": ratio}, clipped
+        "A whitened": rollout.advantages, "ratio": ratio}, clipped
 
 
 def look_at_groups(lesson, config, run, accelerator):
     """Lesson 4: groups of answers to one prompt, those with a spread first."""
-    trained = replace(config, model=str(run), lora_rank=0)
+    trained = replace(config, model=str(run), **WHOLE)
     lm, tokenizer = lesson.load_causal_lm(trained)
     lm.to(accelerator.device)
     reward = lesson.load_rewards(trained, lesson.make_inputs(trained), tokenizer, lm)
     data, _ = lesson.load_grpo_prompts(config, tokenizer)
     size = config.group_size
-    rows = random.Random(config.seed).choices(range(len(data)), k=config.num_samples // size)
-    rollout = lesson.sample_groups(lm, reward, tokenizer, data, rows, config, accelerator)
+    rows = random.Random(config.seed).choices(data, k=config.num_samples // size)
+    rollout = lesson.sample_groups(lm, reward, tokenizer, rows, config, accelerator)
     advantages = lesson.group_advantages(rollout.rewards, size, config.scale)
     useful = lesson.informative_groups(rollout.rewards, size)
     current = lambda *inputs: lesson.response_logits(lm, *inputs)
@@ -199,7 +206,7 @@ def look_at_groups(lesson, config, run, accelerator):
             answers.append([text, length, logprobs[i].sum().item(), rollout.rewards[i].item(),
                             advantages[i].item()])
         kept = "" if useful[group] else "; no spread: left out"
-        tables.append(Table(f"{data[rows[group]]['instruction']}{kept}", [
+        tables.append(Table(f"{rows[group]['instruction']}{kept}", [
             "answer", "tokens", "log p", "reward", "A"], answers, ("reward", "A")))
     share = useful.float().mean()
     return tables, {

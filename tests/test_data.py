@@ -651,6 +651,26 @@ def test_sampling_keeps_to_the_micro_batches_too(number, gpt2, type_in, tmp_path
     assert set(rows) == {16, 8} and sum(rows) % 40 == 0
 
 
+@both_rl
+def test_where_nothing_is_trained_all_held_out_prompts_are_answered(
+        number, gpt2, type_in, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"instruction": f"Say {i}."} for i in range(21)])
+    (tmp_path / "rewards.py").write_text(
+        "def f(prompts, responses, **columns):\n"
+        "    open('asked.txt', 'a').writelines(f'{prompt}\\n' for prompt in prompts)\n"
+        "    return [0.0] * len(responses)\n")
+    asked = {}
+    for steps in 0, 1:
+        done = type_in(
+            f"{FILES[number]} --model {gpt2} --data rows.jsonl --eval_data rows.jsonl --reward "
+            "rewards.py:f", num_samples=8, batch_size=8, max_new_tokens=3, steps=steps)
+        assert done.code == 0, done.err
+        lines = (tmp_path / "asked.txt").read_text().splitlines()
+        (tmp_path / "asked.txt").unlink()
+        asked[steps] = set(lines)
+    assert len(asked[0]) == 21 > len(asked[1])
+
+
 def test_accuracy_is_that_of_the_checked_reward_alone(lesson4):
     """Whatever its weight, and whatever other rewards there are."""
     config = lesson4.Config(reward="gsm8k=2,format=0.5", data="rows.jsonl", model="here")

@@ -145,7 +145,7 @@ def test_the_columns_of_lesson_3_fit_together(seen):
             assert advantage[t] == close(
                 delta[t] + 0.72 * (advantage[t + 1] if t < last else 0))
             assert back[t] == close(advantage[t] + value[t])
-            white = float(table[t]["A white"])
+            white = float(table[t]["A whitened"])
             whitened.append((advantage[t], white))
             beyond = ratio[t] > 1.2 if white > 0 else ratio[t] < 0.8
             assert (table[t][""] == "clipped") == beyond

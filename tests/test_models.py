@@ -21,7 +21,8 @@ from safetensors import safe_open
 from tokenizers.processors import TemplateProcessing
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import BertConfig, BertForMaskedLM, GenerationConfig, OPTConfig, OPTForCausalLM
+from transformers import BertConfig, BertForMaskedLM, GenerationConfig, MixtralConfig
+from transformers import MixtralForCausalLM, OPTConfig, OPTForCausalLM
 
 PROMPTS = [[40, 41, 42], [50, 51, 52, 53, 54, 55, 56, 57, 58], [60, 61, 62, 63, 64]]
 needs_peft = pytest.mark.peft
@@ -310,6 +311,57 @@ def llama(qwen3, tmp_path):
     return str(tmp_path / "llama")
 
 
+def test_a_prompt_does_not_end_with_an_end_token(lesson3, qwen3, tmp_path):
+    """Some tokenizers put one after every text."""
+    tokenizer = AutoTokenizer.from_pretrained(qwen3)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, tokenizer.eos_token_id)])
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("tea")[-1] == tokenizer.eos_token_id  # or the test would show nothing
+    for style, text in ("alpaca", lesson3.format_prompt("Say tea.")), ("plain", "Say tea."):
+        config = lesson3.Config(prompt_format=style)
+        ids, = lesson3.encode_prompts([{"instruction": "Say tea."}], tokenizer, config)
+        assert tokenizer.decode(ids) == text
+
+
+def test_a_tokenizer_that_gives_no_mask_of_its_own(lesson1, lesson2, qwen3, tmp_path):
+    """tokenizer_config.json may say that the model reads input_ids and nothing else."""
+    shutil.copytree(qwen3, tmp_path / "model")
+    change_json(tmp_path / "model" / "tokenizer_config.json", model_input_names=["input_ids"])
+    assert "attention_mask" not in AutoTokenizer.from_pretrained(tmp_path / "model")("tea")
+    model, tokenizer = load(lesson1, tmp_path / "model")
+    ids, mask, _ = lesson1.generate(model, tokenizer, PROMPTS, 2)
+    assert mask.sum(dim=1).tolist() == [len(prompt) for prompt in PROMPTS]
+    assert lesson2.score_answers(*load_reward(lesson2, tmp_path / "model"), ANSWERS).isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def mixtral(qwen3, tmp_path_factory):
+    """The folder of a mixture of experts, whose router is noisy in training, and reports."""
+    folder = tmp_path_factory.mktemp("mixtral")
+    torch.manual_seed(0)
+    MixtralForCausalLM(MixtralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, num_experts_per_tok=2,
+        max_position_embeddings=128, eos_token_id=0, initializer_range=0.3,
+        router_jitter_noise=0.2, output_router_logits=True)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(qwen3).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_policy_of_experts_agrees_with_itself(ppo_or_grpo, mixtral, accelerator, checkpoints):
+    """On a sample's first pass the ratio is 1, though the prompts have several lengths."""
+    lesson = ppo_or_grpo
+    config = make_config(lesson, ppo_epochs=1, batch_size=12, gradient_checkpointing=checkpoints)
+    model, tokenizer = load(lesson, mixtral, gradient_checkpointing=checkpoints)
+    policy, rollout = make_rollout(lesson, model, tokenizer, config)
+    stats = update(lesson, policy, rollout, config, accelerator)
+    assert stats["kl/approx"] < 1e-9 and stats["clip/fraction"] == 0 < stats["grad_norm"]
+
+
 @pytest.fixture
 def tea(lesson1, llama):
     """(tokenizer, prompt, answer with its end token): <s> stands before the prompt, once."""
@@ -487,7 +539,7 @@ def make_rollout(lesson, model, tokenizer, config, reference=None, score=constan
     if hasattr(lesson, "sample_groups"):
         data = rows_of({"instruction": ["a", "b", "c"], "prompt_ids": PROMPTS})
         rollout = lesson.sample_groups(
-            model, score, tokenizer, data, [0, 1, 2], config, accelerator)
+            model, score, tokenizer, data, config, accelerator)
         rollout.advantages = torch.randn(rollout.rewards.shape)
         current = lambda *inputs: lesson.response_logits(model, *inputs)
         rollout.logprobs = lesson.all_logprobs(current, rollout, config, accelerator)
@@ -624,7 +676,7 @@ def test_gradients_in_double_precision_are_those_of_finite_differences(lesson1, 
 @pytest.mark.parametrize("lora_rank", [0, LORA])
 def test_gradient_checkpointing_gives_the_same_update(
         ppo_or_grpo, hub_model, accelerator, monkeypatch, lora_rank):
-    """With padding on the left, in training mode, and while learning alone: sampling keeps none."""
+    """With padding on the left, and while learning alone: sampling keeps none."""
     lesson, results = ppo_or_grpo, []
     calls = record(monkeypatch, transformers.modeling_utils, "checkpoint")
     name = "grpo_loss" if lesson.__name__ == "lesson4_grpo" else "ppo_loss"
@@ -634,7 +686,8 @@ def test_gradient_checkpointing_gives_the_same_update(
                                 gradient_checkpointing=gradient_checkpointing)
         prefer(model.get_base_model() if lora_rank else model, 0, 4.)
         shake(model) if lora_rank else None
-        config = make_config(lesson, lora_rank=lora_rank, kl_coef=0.1)
+        config = make_config(lesson, lora_rank=lora_rank, kl_coef=0.1,
+                             gradient_checkpointing=gradient_checkpointing)
         policy, rollout = make_rollout(lesson, model, tokenizer, config, reference=model)
         assert not calls
         losses.clear()
@@ -1145,6 +1198,21 @@ def policy_batch(tokenizer):
 
 
 @torch.no_grad()
+def test_scores_are_no_coarser_in_bfloat16(lesson2, lesson3, hub_model, tmp_path):
+    """With --bf16 the trunk computes in bfloat16; a score of eight bits would make ties."""
+    model, tokenizer = load_reward(lesson2, hub_model)
+    lm, _ = load(lesson3, hub_model)
+    folder = save_reward(lesson2, model, tokenizer, tmp_path)
+    score = lesson3.load_score(folder, lesson3.Config(device="cpu"), tokenizer, lm)
+    with torch.autocast("cpu", torch.bfloat16):
+        both = lesson2.score_answers(model, tokenizer, ANSWERS), score(*policy_batch(tokenizer))
+    for scores in both:
+        assert scores.dtype == torch.float32
+        raw = 2 * scores + 0.3 if scores is both[1] else scores
+        assert ((raw - raw.bfloat16().float()).abs() > 1e-5).all()
+
+
+@torch.no_grad()
 def test_the_policys_score_is_lesson_2s(lesson2, ppo_or_grpo, hub_model, tmp_path):
     """The policy's batch is padded on the left and on the right, lesson 2's on the right alone."""
     lesson = ppo_or_grpo
@@ -1549,7 +1617,7 @@ def test_a_group_is_a_row_even_when_prompts_are_equal(lesson4, gpt2):
         return torch.tensor([0., 1., 0., 8., 5., 15., 3., 3.])
 
     rollout = lesson4.sample_groups(
-        model, reward, tokenizer, data, [0, 1, 2, 0], config, Accelerator(cpu=True))
+        model, reward, tokenizer, [*data, data[0]], config, Accelerator(cpu=True))
     advantages = lesson4.group_advantages(rollout.rewards, 2, "none")
     assert advantages.tolist() == [-.5, .5, -4., 4., -5., 5., 0., 0.]
     instructions, prompts, expected = asked[0]

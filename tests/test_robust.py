@@ -394,6 +394,12 @@ LAYOUTS = {
         {"prompt": [USER, BOT, LAST], "chosen": [GOOD], "rejected": [BAD]}, COMPARED | TURNS),
     "the prompt within the preferences": (
         {"chosen": [USER, BOT, LAST, GOOD], "rejected": [USER, BOT, LAST, BAD]}, COMPARED | TURNS),
+    # Ultrachat's and others': `prompt` is what the conversation began with, and no more.
+    "messages beside their beginning": (
+        {"prompt": "Hi.", "messages": [USER, BOT, LAST, GOOD]}, ANSWERED | TURNS),
+    "preferences beside their beginning": (
+        {"prompt": "Hi.", "chosen": [USER, BOT, LAST, GOOD], "rejected": [USER, BOT, LAST, BAD]},
+        COMPARED | TURNS),
     "HH-RLHF": ({"chosen": DIALOGUE + " Good.", "rejected": DIALOGUE + " Bad."}, COMPARED | TURNS),
     "text": ({"text": "Two\nlines?"}, {"instruction": "Two\nlines?"}),
     "a prompt as messages": ({"prompt": [USER, BOT, LAST]}, {"instruction": "Two\nlines?"} | TURNS),
@@ -485,6 +491,34 @@ def test_other_formats_leave_no_template_behind(chat_model, style, text):
     row = {"instruction": "Two\nlines?", "input": "x", "earlier": [USER, BOT]}
     assert tokenizer.decode(lesson.encode_prompts([row], tokenizer, config)[0]) == text
     assert tokenizer.chat_template is None
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_rows_that_a_template_refuses_are_left_out(number, chat_model, capsys):
+    """As a system's turn by Gemma's."""
+    lesson = load_lesson(number)
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = ("{% if messages[0].role == 'system' %}"
+                               "{{ raise_exception('No system, please!') }}{% endif %}" + TEMPLATE)
+    config = lesson.Config(prompt_format="chat", max_prompt_length=200, max_new_tokens=9)
+    good = {"instruction": "Hi.", "output": "Ho.", "chosen": "Ho.", "rejected": "No."}
+    bad = good | {"earlier": [{"role": "system", "content": "Be nice."}], "output": "never"}
+
+    def read(*rows):
+        rows = [dict(row) for row in rows]
+        if number == 1:
+            return lesson.tokenize_examples(rows, tokenizer, config)
+        if number == 2:
+            return lesson.tokenize_pairs(rows, tokenizer, config)
+        return lesson.add_prompt_ids([rows, [dict(good)]], tokenizer, config)[0]
+
+    assert read(bad, good, bad, good) == read(good, good)
+    said = capsys.readouterr().out
+    assert "2 of 4 prompts are left out" in said
+    assert "No system, please!" in said and "Be nice." in said
+    with pytest.raises(SystemExit):
+        read(bad, bad)
+    assert "the template refuses all prompts: No system, please!" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ lesson, world, reference = load_lesson(4), load_lesson(3), []
 sample_groups = lesson.sample_groups
 
 
-def sample_and_measure(lm, reward, tokenizer, data, rows, config, accelerator):
-    rollout = sample_groups(lm, reward, tokenizer, data, rows, config, accelerator)
+def sample_and_measure(lm, reward, tokenizer, rows, config, accelerator):
+    rollout = sample_groups(lm, reward, tokenizer, rows, config, accelerator)
     if not reference:  # before the first update the policy is the reference
         reference.append(lesson.make_reference(lm, config))
     policy = lambda *inputs: lesson.response_logits(lm, *inputs)

@@ -42,8 +42,7 @@ def stale(lm, tokenizer, answers, right, data, seed):
 def sample_batch(policy, tokenizer, data, config, accelerator):
     """Lesson 4's rollout: eight answers to each sum, with their advantages."""
     reward = lesson.load_rewards(config, lesson.REWARDS, tokenizer, policy)
-    rollout = lesson.sample_groups(policy, reward, tokenizer, data, range(len(data)), config,
-                                   accelerator)
+    rollout = lesson.sample_groups(policy, reward, tokenizer, data, config, accelerator)
     rollout.advantages = lesson.group_advantages(rollout.rewards, 8, "none")
     rollout.logprobs = lesson.all_logprobs(lambda *x: lesson.response_logits(policy, *x),
                                            rollout, config, accelerator)
