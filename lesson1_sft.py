@@ -795,6 +795,8 @@ def from_pretrained(kind, name, config, **options):
     """(model, tokenizer, end tokens) from the hub, a folder or a run, with a pad token that is no
     end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
+    if Path(config.runs_dir) in Path(name).parents and not Path(name).exists():
+        die(f"there is no run {name}: run the lesson that makes it first")
     with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text

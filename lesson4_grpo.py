@@ -86,7 +86,7 @@ class Config:
     columns: str = flag("", "what --data calls its columns, such as instruction=task,input=context")
     run_name: str = flag("grpo", "the run is written to <runs_dir>/<run_name>")
     runs_dir: str = flag("runs", "the folder of all runs")
-    steps: Optional[int] = flag(None, "(110 for sums, else 100; 0: evaluate)", metavar="0..1e6")
+    steps: Optional[int] = flag(None, "steps (sums 110, else 100; 0: evaluate)", metavar="0..1e6")
     num_samples: Optional[int] = flag(None, "responses a step (512 for sums, else 64)")
     group_size: int = flag(8, "responses to a prompt, G", "--num_generations", metavar="2..1e6")
     ppo_epochs: int = flag(3, "times that a step's samples are learned from", "--num_iterations")
@@ -826,6 +826,8 @@ def from_pretrained(kind, name, config, **options):
     """(model, tokenizer, end tokens) from the hub, a folder or a run, with a pad token that is no
     end token. An adapter that it comes with is merged into its weights."""
     path = Path(name, "model") if Path(name, "model").is_dir() else name
+    if Path(config.runs_dir) in Path(name).parents and not Path(name).exists():
+        die(f"there is no run {name}: run the lesson that makes it first")
     with blame(f"cannot load the tokenizer of {str(name)!r} (tokenizer.json or the like)"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         tokenizer.split_special_tokens = True  # what looks like an end token in a text is text

@@ -142,7 +142,7 @@ def preference_accuracy(chosen, rejected):
 
     Formula (as in RewardBench, Lambert et al. 2024: a pair is won when the chosen score is the
     higher one)
-        accuracy = the number of i with chosen_i > rejected_i / the number of pairs
+        accuracy = (the number of i with chosen_i > rejected_i) / (the number of pairs)
     A tie is not won.
 
     Example (won, tied, lost, won)

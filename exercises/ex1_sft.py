@@ -134,7 +134,7 @@ def sft_loss(logits, labels, count=None):
     Formula (Radford et al. 2018, "Improving language understanding by generative pre-training",
     eq. 1, negated because optimisers minimise, and divided by count)
         loss_t = -log softmax(logits_t)[label_{t+1}]
-        L      = sum of loss_t over all rows and all t where label_{t+1} is not -100 / count
+        L      = (sum of loss_t over all rows and all t where label_{t+1} is not -100) / count
     The logits at position t have seen the tokens up to t and predict token t + 1. So the first
     label of a row has nothing that predicts it: it is never in the sum, nor in count. The last
     logits of a row predict nothing that we know. All tokens of the batch weigh the same.

@@ -136,8 +136,8 @@ def shape_rewards(scores, kl, mask, kl_coef):
                 [ 1.6000,  0.0000,  0.0000]])
 
     Ask yourself
-        At which index does a response of n tokens end? And what is at that index minus or plus one
-        when n is 0, or T?
+        At which index does a response of n tokens end? And what is at the index just before it, or
+        just after it, when n is 0, or T?
 
     Check it
         pytest -k shape_rewards

@@ -83,8 +83,8 @@ def look_at_labels(lesson, config, run, accelerator):
         tables.append(Table(f"{row['title'].strip()}  (loss {loss:.3f})",
                             ["token", "label", "p(token)", "likeliest", "its p"], rows))
     return tables, {
-        "token": "the prompt, then the response and its end token, in the order of the text. A part "
-                 "of a letter (of a Chinese one, say) is shown by the tokenizer's name for it",
+        "token": "the prompt, then the response and its end token, in the order of the text. A "
+                 "piece of a letter (of a Chinese one, say) has the tokenizer's name for it",
         "label": "what the loss counts; -100 on the prompt, so that nothing is learned from it",
         "p(token)": "how likely the model found this token, given those before it; the loss is the "
                     "mean of -log p over the tokens with a label",
@@ -137,7 +137,8 @@ def look_at_ppo(lesson, config, run, accelerator):
                  "V_next is 0",
         "A": "the deltas from here on, each next one weighted by gamma lambda",
         "return": "A + V: what V should have said",
-        "A whitened": "A over the whole batch with mean 0 and variance 1: what the policy learns from",
+        "A whitened": "A, over the whole batch, with mean 0 and variance 1: what the policy learns "
+                      "from",
         "ratio": "p after one epoch of updates on this batch, over p when it was sampled; clipped: "
                  f"beyond 1 +- {config.clip_range} on the side that A wants, where the gradient "
                  "ends. (Adam begins afresh here, and so a little harder than in the run.)"}

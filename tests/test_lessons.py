@@ -272,8 +272,7 @@ def test_a_run_ends_with_a_table_a_sparkline_and_the_next_command(chain, number)
     assert re.search(r"before +after\n", mine)
     assert re.search(r"[\w/]+: -?[\d.]+ [▁▂▃▄▅▆▇█]+ -?[\d.]+\n", mine)
     assert f"Written to {Path('runs', RUNS[number])}" in mine
-    last = out.splitlines()[-1]
-    assert re.match(r"Next: .*python lesson\d_", last) and out.count("Next: ") == 1
+    assert re.search(r"\nNext: .*python lesson\d_", out) and out.count("Next: ") == 1
 
 
 # ---- Files --------------------------------------------------------------------------------------
@@ -590,6 +589,7 @@ BAD_INPUT = [
     (3, ["--num_samples=6"], ["batch_size", "num_samples"]),
     (4, ["--num_samples=18"], ["num_samples 18", "group_size 4"]),
     (1, ["--model=no-such-model"], ["no-such-model"]),
+    (1, ["--model=runs/nothing"], ["no run runs/nothing", "run the lesson"]),
     (1, ["--model=empty"], ["empty"]),
     (1, ["--data=no-such.jsonl"], ["no-such.jsonl"]),
     (1, ["--data=not_json.jsonl"], ["not_json.jsonl", "line 1"]),

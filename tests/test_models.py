@@ -334,7 +334,8 @@ def test_a_tokenizer_that_gives_no_mask_of_its_own(lesson1, lesson2, qwen3, tmp_
     model, tokenizer = load(lesson1, tmp_path / "model")
     ids, mask, _ = lesson1.generate(model, tokenizer, PROMPTS, 2)
     assert mask.sum(dim=1).tolist() == [len(prompt) for prompt in PROMPTS]
-    assert lesson2.score_answers(*load_reward(lesson2, tmp_path / "model"), ANSWERS).isfinite().all()
+    scores = lesson2.score_answers(*load_reward(lesson2, tmp_path / "model"), ANSWERS)
+    assert scores.isfinite().all()
 
 
 @pytest.fixture(scope="module")
@@ -357,6 +358,18 @@ def test_a_policy_of_experts_agrees_with_itself(ppo_or_grpo, mixtral, accelerato
     lesson = ppo_or_grpo
     config = make_config(lesson, ppo_epochs=1, batch_size=12, gradient_checkpointing=checkpoints)
     model, tokenizer = load(lesson, mixtral, gradient_checkpointing=checkpoints)
+    policy, rollout = make_rollout(lesson, model, tokenizer, config)
+    stats = update(lesson, policy, rollout, config, accelerator)
+    assert stats["kl/approx"] < 1e-9 and stats["clip/fraction"] == 0 < stats["grad_norm"]
+
+
+def test_nothing_is_random_while_learning(ppo_or_grpo, hub_model, accelerator):
+    """Whatever a model does in training mode, and whatever its settings call it."""
+    lesson = ppo_or_grpo
+    config = make_config(lesson, ppo_epochs=1, batch_size=12)
+    model, tokenizer = load(lesson, hub_model)
+    model.lm_head.register_forward_pre_hook(lambda module, inputs: (
+        torch.nn.functional.dropout(inputs[0], 0.5, module.training),))
     policy, rollout = make_rollout(lesson, model, tokenizer, config)
     stats = update(lesson, policy, rollout, config, accelerator)
     assert stats["kl/approx"] < 1e-9 and stats["clip/fraction"] == 0 < stats["grad_norm"]
