@@ -94,7 +94,7 @@ class Config:
     bucket: Optional[int] = flag(None, "batches sorted by length together (1 tiny world, 8 --data)")
     warmup_steps: int = flag(20, "steps until the learning rate is at its peak", metavar="0..1e6")
     weight_decay: float = flag(0.01, "of AdamW")
-    prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
+    prompt_format: Literal["auto", "chat", "think", "alpaca", "plain"] = flag("auto", "layout")
     max_prompt_length: Optional[int] = flag(None, "longer ones are left out (64; --data 512)")
     max_new_tokens: Optional[int] = flag(None, "of a response (48; --data or --model 256)")
     num_examples: int = flag(20000, "examples to train on, at most")
@@ -765,15 +765,15 @@ def encode_prompts(data, tokenizer, config):
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
-    if config.prompt_format == "chat":
+    if config.prompt_format in ("chat", "think"):
         prompts, kept, refused = [], [], ""
         for row in data:
             text = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
             turns = [*row.get("earlier", []), {"role": "user", "content": text}]
             try:
                 prompts.append(tokenizer.apply_chat_template(
-                    turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-                    tokenizer_kwargs={"split_special_tokens": False}))
+                    turns, enable_thinking=config.prompt_format == "think", return_dict=False,
+                    add_generation_prompt=True, tokenizer_kwargs={"split_special_tokens": False}))
                 kept.append(row)
             except Exception as error:  # whatever a template may raise
                 refused = refused or f"{error}, of {turns!r:.150}"
@@ -943,7 +943,7 @@ def chat(config):
         response = generate(model, tokenizer, [prompt], config.max_new_tokens, temperature=0)[2]
         text = tokenizer.decode(response[0], skip_special_tokens=True)
         print(text, flush=True)
-        if config.prompt_format == "chat":  # the conversation so far
+        if config.prompt_format in ("chat", "think"):  # the conversation so far
             context += [{"role": "user", "content": instruction.strip()},
                         {"role": "assistant", "content": text}]
 

@@ -95,7 +95,7 @@ class Config:
     margin: float = flag(0.0, "by how much a chosen score should exceed the rejected one")
     center_coef: float = flag(0.01, "weight of the term that keeps scores around 0",
                               "--center_rewards_coefficient")
-    prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
+    prompt_format: Literal["auto", "chat", "think", "alpaca", "plain"] = flag("auto", "layout")
     max_prompt_length: Optional[int] = flag(None, "longer ones are left out (64; --data 512)")
     max_new_tokens: Optional[int] = flag(None, "of an answer; longer ones are cut (48; --data 256)")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
@@ -691,15 +691,15 @@ def encode_prompts(data, tokenizer, config):
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
-    if config.prompt_format == "chat":
+    if config.prompt_format in ("chat", "think"):
         prompts, kept, refused = [], [], ""
         for row in data:
             text = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
             turns = [*row.get("earlier", []), {"role": "user", "content": text}]
             try:
                 prompts.append(tokenizer.apply_chat_template(
-                    turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-                    tokenizer_kwargs={"split_special_tokens": False}))
+                    turns, enable_thinking=config.prompt_format == "think", return_dict=False,
+                    add_generation_prompt=True, tokenizer_kwargs={"split_special_tokens": False}))
                 kept.append(row)
             except Exception as error:  # whatever a template may raise
                 refused = refused or f"{error}, of {turns!r:.150}"

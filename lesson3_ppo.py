@@ -108,7 +108,7 @@ class Config:
     lam: float = flag(0.95, "lambda of generalised advantage estimation", metavar="0..1")
     temperature: float = flag(1.0, "of sampling and all log-probabilities", metavar="0.01..100")
     missing_eos_penalty: float = flag(1.0, "taken off the score of a response without an end")
-    prompt_format: Literal["auto", "chat", "alpaca", "plain"] = flag("auto", "auto: chat or alpaca")
+    prompt_format: Literal["auto", "chat", "think", "alpaca", "plain"] = flag("auto", "layout")
     max_prompt_length: Optional[int] = flag(None, "longer prompts are left out (64; --data 512)")
     max_new_tokens: Optional[int] = flag(None, "of a response (40; data: 256)", "--response_length")
     lora_rank: int = flag(0, "train adapters of this rank alone (0: all weights)", metavar="0..999")
@@ -796,15 +796,15 @@ def encode_prompts(data, tokenizer, config):
     if config.prompt_format == "auto" and tokenizer.chat_template:
         print("Prompts are written in the tokenizer's chat template (see --prompt_format).")
         config.prompt_format = "chat"
-    if config.prompt_format == "chat":
+    if config.prompt_format in ("chat", "think"):
         prompts, kept, refused = [], [], ""
         for row in data:
             text = "\n\n".join(filter(None, (row["instruction"], row.get("input"))))
             turns = [*row.get("earlier", []), {"role": "user", "content": text}]
             try:
                 prompts.append(tokenizer.apply_chat_template(
-                    turns, add_generation_prompt=True, enable_thinking=False, return_dict=False,
-                    tokenizer_kwargs={"split_special_tokens": False}))
+                    turns, enable_thinking=config.prompt_format == "think", return_dict=False,
+                    add_generation_prompt=True, tokenizer_kwargs={"split_special_tokens": False}))
                 kept.append(row)
             except Exception as error:  # whatever a template may raise
                 refused = refused or f"{error}, of {turns!r:.150}"

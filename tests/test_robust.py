@@ -480,6 +480,16 @@ def test_a_chat_template_is_used_where_there_is_one(chat_model, capsys):
     assert "chat template" in capsys.readouterr().out
 
 
+def test_a_model_may_be_asked_to_think(chat_model):
+    lesson = load_lesson(4)
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    for style, end in ("think", "assistant\n"), ("chat", "</think>\n\n"):
+        ids, = lesson.encode_prompts(
+            [{"instruction": "Hi."}], tokenizer, lesson.Config(prompt_format=style))
+        text = tokenizer.decode(ids)
+        assert text.endswith(end) and ("<think>" in text) == (style == "chat")
+
+
 @pytest.mark.parametrize("style, text", [
     ("alpaca", "### Instruction:\nHi.\n\nYes?\n\nTwo\nlines?\n\n### Input:\nx\n\n"
                "### Response:\n"),
