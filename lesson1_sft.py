@@ -413,7 +413,7 @@ def train(model, tokenizer, data, held_out, config, accelerator, run):
         loss = torch.zeros((), device=accelerator.device)
         for piece, weight in my_pieces(batch, config.micro_batch_size, accelerator):
             piece_loss = batch_loss(learner, piece, count, tokenizer, accelerator) * weight
-            accelerator.backward(piece_loss * accelerator.num_processes)  # of their mean: the sum
+            accelerator.backward(piece_loss * accelerator.num_processes)  # a mean, made a sum
             loss += piece_loss.detach()
 
         # 3. The step.

@@ -439,7 +439,7 @@ def ppo_update(policy, optimizer, rollout, kl_coef, config, accelerator):
             for piece in rows.split(config.micro_batch_size * processes):
                 mine = rollout[piece[accelerator.process_index::processes]]
                 loss, parts = ppo_loss(policy, mine, kl_coef, count, config)
-                accelerator.backward(loss * processes)  # of their mean: the sum
+                accelerator.backward(loss * processes)  # the processes' mean, made a sum
                 for name, part in parts.items():
                     sums[name] += part.detach()
             norm = accelerator.clip_grad_norm_(policy.parameters(), 1.0)  # tames odd batches
