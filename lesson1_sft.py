@@ -30,6 +30,10 @@ and write the maths yourself: "pytest -k ex1" checks exercises/ex1_sft.py, and "
 lesson1_sft.py --exercise" trains with it.
 """
 
+import signal
+if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import logging
 import math
@@ -39,7 +43,6 @@ import re
 import runpy
 import shlex
 import shutil
-import signal
 import sys
 import threading
 import traceback
@@ -48,9 +51,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
-
-if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import huggingface_hub
 import torch

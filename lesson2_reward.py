@@ -28,6 +28,10 @@ file and write the maths yourself: "pytest -k ex2" checks exercises/ex2_reward.p
 lesson2_reward.py --exercise" trains with it.
 """
 
+import signal
+if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import logging
 import math
@@ -37,7 +41,6 @@ import re
 import runpy
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -47,9 +50,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
-
-if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import huggingface_hub
 import torch

@@ -32,6 +32,10 @@ write the maths yourself: "pytest -k ex3" checks exercises/ex3_ppo.py, and "pyth
 --exercise" trains with it.
 """
 
+import signal
+if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import copy
 import json
 import logging
@@ -42,7 +46,6 @@ import re
 import runpy
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -53,9 +56,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
-
-if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import huggingface_hub
 import torch

@@ -29,6 +29,10 @@ write the maths yourself: "pytest -k ex4" checks exercises/ex4_grpo.py, and "pyt
 --exercise" trains with it.
 """
 
+import signal
+if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import copy
 import json
 import logging
@@ -39,7 +43,6 @@ import re
 import runpy
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -50,9 +53,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Optional
-
-if __name__ == "__main__":  # Ctrl-C while the libraries load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import huggingface_hub
 import torch
