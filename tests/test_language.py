@@ -10,7 +10,8 @@ import pytest
 import torch
 from checks import BLANKS, core, hints, language, zh
 from checks.core import Run, collect, judge, report
-from checks.language import PLACEHOLDER, language_of_the_locale, say, translated
+from checks.language import (
+    MARK, PLACEHOLDER, language_of_the_locale, question_of, say, translated, whole)
 from conftest import ROOT
 from perform import perform
 
@@ -43,7 +44,7 @@ def templates(path):
 
 def of_the_blanks():
     notes = {case.note for blank in BLANKS for seed in range(4) for case in blank.cases(seed)}
-    return {"QUESTIONS": {mistake.question for blank in BLANKS for mistake in blank.mistakes},
+    return {"HINTS": {mistake.hint for blank in BLANKS for mistake in blank.mistakes},
             "FORMULAS": {blank.formula for blank in BLANKS},
             "PHRASES": {phrase for note in notes for phrase in note.split(", ")} | {"made smaller"}}
 
@@ -55,7 +56,7 @@ def originals():
     return {**found, "TEXTS": texts - found["PHRASES"]}
 
 
-@pytest.mark.parametrize("table", ["QUESTIONS", "FORMULAS", "PHRASES", "TEXTS"])
+@pytest.mark.parametrize("table", ["HINTS", "FORMULAS", "PHRASES", "TEXTS"])
 def test_every_text_is_translated_and_every_translation_has_a_text(table):
     wanted, there = originals()[table], set(getattr(zh, table))
     assert not wanted - there, f"not translated in {table} of tests/checks/zh.py"
@@ -75,6 +76,22 @@ def test_numbers_and_code_are_those_of_the_original():
         assert not missing, (english, missing)
 
 
+def test_an_opening_and_its_question_are_told_apart_in_both_languages():
+    """What comes after the mark is a question that holds whatever else is wrong."""
+    marked = 0
+    for both in zh.HINTS.items():
+        assert both[0].count(MARK) == both[1].count(MARK) <= 1, both
+        marked += MARK in both[0]
+        for hint, end in zip(both, ".。"):
+            opening, question = hint.rpartition(MARK)[0], question_of(hint)
+            assert not opening or opening.strip().endswith(end), opening
+            assert "?" in question or "？" in question, question
+            assert not re.search(r"\b(it agrees|expected one|(is|are) right\.)|一致|正确值|是对的",
+                                 question), question
+            assert whole(hint).replace(" ", "") == (opening + question).replace(" ", "")
+    assert marked >= 200
+
+
 def test_the_translations_are_chinese():
     for english, chinese in zh.SENTENCES.items():
         if re.search(r"[a-z]{3,} [a-z]{3,} [a-z]{3,}", english):
@@ -84,7 +101,7 @@ def test_the_translations_are_chinese():
 
 
 def wrong_versions():
-    """A Result of each known mistake, of something odd, and of a version that has two faults."""
+    """A Result of some known mistakes, of something odd, and of versions that have two faults."""
     for blank in BLANKS:
         functions = [mistake.function for mistake in blank.mistakes[:3]]
         functions += [lambda *inputs: None, lambda *inputs: 1 / 0]

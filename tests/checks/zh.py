@@ -6,9 +6,9 @@ hint: 提示; clip: 裁剪; cut: 截断; spread: 差异; end token: 结束符.""
 
 import re
 
-from .language import PLACEHOLDER
+from .language import PLACEHOLDER, question_of, whole
 
-QUESTIONS = {  # of the known mistakes
+HINTS = {  # of the known mistakes; what stands before the mark is said of one that is alone
     "With an input it agrees. | What should be left of the input's part when there is no input?":
         "有输入（input）时结果一致。|没有输入时，输入那一段应该剩下什么？",
     "Without an input it agrees. | Where in the text should the input stand?":
@@ -556,7 +556,7 @@ QUESTIONS = {  # of the known mistakes
         "策略已经变了，你的比率却还是 1。|采样的是哪个策略？",
     "Close to the clip range, not quite on it: are 1 - eps and 1 + eps bounds of the ratio or "
     "of its logarithm?":
-        "在裁剪边界附近、但不正好在边界上的地方不一致：1 - eps 和 1 + eps 是比率的界，还是比率的"
+        "在裁剪边界附近、但不正好在边界上的地方：1 - eps 和 1 + eps 是比率的界，还是比率的"
         "对数的界？",
     "The loss is right. | A ratio outside the clip counts only where the clipped term decides: "
     "when does it not?":
@@ -809,7 +809,7 @@ QUESTIONS = {  # of the known mistakes
         "策略已经变了，你的比率却还是 1，也没有梯度流过它。|采样的是哪个策略？",
     "Close to the clip range, not quite on it: are the two edges bounds of the ratio or of its "
     "logarithm?":
-        "在裁剪边界附近、但不正好在边界上的地方不一致：两个边界是比率的界，还是比率的对数的界？",
+        "在裁剪边界附近、但不正好在边界上的地方：两个边界是比率的界，还是比率的对数的界？",
     "At log-probs of -200 it is not a number. | How large is exp(-200) in float32, and which "
     "difference could you take before exp?":
         "对数概率为 -200 时结果是 NaN。|exp(-200) 在 float32 里有多大？取 exp 之前可以先求哪个差？",
@@ -1306,7 +1306,6 @@ TEXTS = {  # of the report, of hints.py, of the worker and of the board
     "   (more help: --hint {next})": "   （更多提示：--hint {next}）",
     "differs at index {index}: yours {yours}, expected {expected}":
         "下标 {index} 处不同：你的 {yours}，应为 {expected}",
-    "and perhaps: {question}": "另外可能是：{question}",
     "{where} has the wrong shape": "{where}的形状不对",
     "{where} has the wrong dtype": "{where}的 dtype 不对",
     "it returned {value}": "它返回了 {value}",
@@ -1346,10 +1345,6 @@ TEXTS = {  # of the report, of hints.py, of the worker and of the board
     "{where} has the wrong value": "{where}的值不对",
     "{all} have {what}, and no other case has": "{all}都符合：{what}；其余情形都不符合",
     "{all} have {what}": "{all}都符合：{what}",
-    "this would explain {part} of the {all} failing cases; not: {rest}":
-        "它能解释 {all} 个出错情形中的 {part} 个；解释不了：{rest}",
-    "these two would explain {part} of the {all} failing cases; not: {rest}":
-        "这两个能解释 {all} 个出错情形中的 {part} 个；解释不了：{rest}",
     "the gradient is": "梯度",
     "yours is": "你的结果",
     "{where} not finite. Where does your code take the log or the root of 0 or of something "
@@ -1365,8 +1360,6 @@ TEXTS = {  # of the report, of hints.py, of the worker and of the board
     "the hints failed: {kind}: {error}": "生成提示时出错：{kind}：{error}",
     "both failing cases": "两个出错的情形",
     "all {number} failing cases": "全部 {number} 个出错的情形",
-    "more than one thing is wrong, it seems. If it were the only one: {question}":
-        "错的似乎不止一处。如果只有这一处：{question}",
     "{gap} in every case": "每个情形都差 {gap}",
     "another one in each case": "各个情形不同",
     "{name} is off by one constant in all its entries ({much}). Which term is missing, or there "
@@ -1452,13 +1445,32 @@ TEXTS = {  # of the report, of hints.py, of the worker and of the board
         "{all} 个出错的情形中有 {part} 个数值是对的，梯度不对",
     "right": "对的",
     "{outputs}, in every case": "{outputs}，在每个情形里都对",
-    'as far as "{name}" goes: {question}': "就“{name}”而言：{question}",
+    "Two mistakes, it seems. The one in this case: {question}":
+        "看来有两个错误。这个情形里的是：{question}",
+    "Two mistakes, it seems, and this case has both. One: {question}":
+        "看来有两个错误，这个情形里两个都有。一个：{question}",
+    "Two mistakes, it seems. One: {question}": "看来有两个错误。一个：{question}",
+    "Two mistakes, it seems, and this case has both. One: where does the result become {times} "
+    "what it should be?":
+        "看来有两个错误，这个情形里两个都有。一个：结果在哪里变成了应有值的{times}？",
+    "Three mistakes, it seems. The one in this case: {question}":
+        "看来有三个错误。这个情形里的是：{question}",
+    "More than one mistake, it seems. The one in this case: {question}":
+        "看来不止一个错误。这个情形里的是：{question}",
+    'More than one mistake, it seems. The one in the output "{name}": {question}':
+        "看来不止一个错误。输出“{name}”里的是：{question}",
+    "the other: {question}": "另一个：{question}",
+    "another: {question}": "还有一个：{question}",
+    "not explained by it: {rest}": "它解释不了：{rest}",
+    "not explained by these: {rest}": "它们解释不了：{rest}",
+    "not explained by it: the gradient, in {part} of the {all} failing cases":
+        "它解释不了：{all} 个出错的情形中有 {part} 个的梯度",
+    "the case {notes}": "情形{notes}",
+    "the cases {notes}": "情形{notes}",
+    "what else is wrong": "其余的错误",
     "-1 times": " -1 倍",
     "twice": "两倍",
     "half of": "一半",
-    "on top of it": "此外",
-    "yours is {times} what that mistake gives": "你的结果是那个错误所给结果的{times}",
-    "left over": "没解释的",
     "{name} of dtype {dtype}": "{name} 的 dtype 是 {dtype}",
     "{name} with one row": "{name} 只有一行",
     "{name} with several rows": "{name} 有多行",
@@ -1468,7 +1480,6 @@ TEXTS = {  # of the report, of hints.py, of the worker and of the board
     "{name} = {value}": "{name} = {value}",
     "a negative {name}": "{name} 为负",
     "no negative {name}": "{name} 不为负",
-    'this is about "{name}" alone; something else is wrong as well': "这只涉及“{name}”；别处也有错",
     "another output": "另一个输出",
     "exit code {number}": "退出码 {number}",
     "no answer within {seconds} seconds, of which it computed for {computed}: does it sleep, or "
@@ -1532,6 +1543,8 @@ FINISHED = {  # what comes as a finished text: from the worker, which knows no l
     "{file}.py has no {name}": "{file}.py 里没有 {name}",
     'section "The maths" of {lesson}, function {name}': "{lesson} 的“The maths”一节，函数 {name}",
 }
+QUESTIONS = {said(english): said(chinese) for english, chinese in HINTS.items()
+             for said in (whole, question_of)}
 SENTENCES = QUESTIONS | FORMULAS | PHRASES | TEXTS | FINISHED
 
 
