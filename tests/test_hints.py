@@ -18,6 +18,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent / "fixtures")]
 
 from checks import BLANKS, core, hints  # noqa: E402
+from checks.language import MARK  # noqa: E402
 from checks.core import (  # noqa: E402
     collect, judge, judge_in_worker, known_of, load_answers, report)
 from natural_mistakes import DOUBLE, SINGLE, versions  # noqa: E402
@@ -207,7 +208,7 @@ def test_a_mistake_in_the_second_output_is_shown_where_the_first_is_right():
     def version(*inputs):
         loss, fraction = known_mistake("ppo_policy_loss", "the fraction counts both sides").function(
             *inputs)
-        return (loss + 1 if len(inputs[0]) > 2 else loss), fraction
+        return (loss + 1 if len(inputs[0]) == 1 else loss), fraction
 
     result = judge_here(BLANK["ppo_policy_loss"], version)
     assert said(result) == {"the fraction counts both sides"}
@@ -226,17 +227,41 @@ def test_a_mistake_beside_a_wrong_type():
 def test_a_mistake_beside_a_graph_that_only_right_values_show():
     """No known mistake has that graph: it is named by what it is, after the one that is shown."""
     blank = dataclasses.replace(BLANK["compute_gae"], mistakes=[
-        known_mistake("compute_gae", "lambda left out (55)")])
+        known_mistake("compute_gae", "returns are the advantages (57)")])
 
     def version(rewards, values, mask, gamma, lam):
         zero = 0 * rewards.clone().requires_grad_().sum()
         return tuple(part + zero for part in blank.mistakes[0].function(
             rewards, values, mask, gamma, lam))
 
-    one, other, *_ = hint_of(judge_here(blank, version))
-    assert one.startswith("hint: Two mistakes, it seems. The one in this case: ")
-    assert {one.split("case: ")[1], other.removeprefix("the other: ")} == {
-        core.HAS_GRAPH, blank.mistakes[0].question}
+    assert hint_of(judge_here(blank, version)) == [
+        f"hint: Two mistakes, it seems. The one in this case: {blank.mistakes[0].question}",
+        f"the other: {core.HAS_GRAPH}"]
+
+
+def test_a_mistake_is_shown_in_a_case_that_it_explains():
+    """The smallest case that fails has something else."""
+    mistake = known_mistake("pairwise_loss", "the margin is ignored")
+
+    def version(chosen, *rest):
+        return mistake.function(chosen, *rest) + 7 * (len(chosen) == 1)
+
+    result = judge_here(BLANK["pairwise_loss"], version)
+    assert result.case.inputs["margin"] is not None
+    assert hint_of(result) == [
+        f"hint: More than one mistake, it seems. The one in this case: {mistake.question}",
+        'not explained by it: the case "one pair, better by ln 3, worked by hand"']
+
+
+def test_a_mistake_that_does_more_than_the_version_is_named_without_its_opening():
+    """A row a group is not all of it: the numbers are not right where the rewards have no
+    spread."""
+    blank = BLANK["group_advantages"]
+    version = next(version for one, other, version in pairs_of(blank)
+                   if {one.name, other.name} == {"one row a group",
+                                                 "rounding is left where there is no spread"})
+    result = check_two(blank, version, seed=1)
+    assert hint_of(result) == [f"hint: {known_mistake(blank.name, 'one row a group').question}"]
 
 
 def test_a_mistake_whose_gradient_is_another():
@@ -293,7 +318,7 @@ def openings(blank):
     """{what is said only of a mistake that is alone: the mistakes that it is said of}."""
     found = {}
     for mistake in blank.mistakes:
-        opening = mistake.said_alone.removesuffix(mistake.question).strip()
+        opening = mistake.hint.rpartition(MARK)[0].strip()
         if opening:
             found.setdefault(opening, []).append(mistake)
     return found
@@ -409,6 +434,13 @@ def test_an_output_that_carries_a_graph_is_not_called_right():
                                                  "carries a graph (58)"})
     assert 'the output "advantages", in every case' not in report(
         check_two(BLANK["compute_gae"], version))
+
+    def another(rewards, values, *rest):
+        advantages, returns = ANSWER["compute_gae"](rewards, values, *rest)
+        return advantages + 1, returns + 0 * values.clone().requires_grad_()
+
+    blank = dataclasses.replace(BLANK["compute_gae"], mistakes=[])
+    assert 'the output "returns", in every case' not in report(judge_here(blank, another))
 
 
 def test_a_mistake_that_is_wrong_where_the_version_is_right_is_not_named():
