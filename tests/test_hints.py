@@ -348,10 +348,11 @@ def check_two(blank, version, seed=0):
         assert opening not in text or any(
             is_alone(blank, version, mistake, seed) for mistake in mistakes), text
     hint = hint_of(result)
-    if result.mistake.question in hint[0]:
+    here = [result.mistake] if result.mistake.question in hint[0] else []
+    for mistake in [result.mistake, *result.also] if "this case has both" in hint[0] else here:
         case = result.case
         mistaken, right = (perform(one, case.inputs, case.grad) for one in (
-            result.mistake.function, ANSWER[blank.name]))
+            mistake.function, ANSWER[blank.name]))
         assert core.differ(mistaken, right, case, blank), text
     assert len(hint) == 1 or all(line.startswith(
         ("the other: ", "another: ", "not explained by ")) for line in hint[1:]), text

@@ -5,15 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from checks import BLANKS, core, hints, language, zh
-from checks.core import Run, collect, judge, report
-from checks.language import (
+
+sys.path[:0] = [str(Path(__file__).resolve().parent / "fixtures")]
+
+from checks import BLANKS, core, hints, language, zh  # noqa: E402
+from checks.core import Run, collect, judge, report  # noqa: E402
+from checks.language import (  # noqa: E402
     MARK, PLACEHOLDER, language_of_the_locale, question_of, say, translated, whole)
-from conftest import ROOT
-from perform import perform
+from conftest import ROOT  # noqa: E402
+from natural_mistakes import DOUBLE, versions  # noqa: E402
+from perform import perform  # noqa: E402
 
 SPEAKING = ["checks/core.py", "checks/hints.py", "checks/client.py", "board.py"]
 # Three English words in a row, or one that is no code.
@@ -101,12 +106,14 @@ def test_the_translations_are_chinese():
 
 
 def wrong_versions():
-    """A Result of some known mistakes, of something odd, and of versions that have two faults."""
+    """A Result of known mistakes, of something odd, of a factor, and of versions with two slips."""
+    answers = {blank.name: getattr(core.load_answers(blank.file), blank.name) for blank in BLANKS}
+    slips = list(versions(DOUBLE, answers))
     for blank in BLANKS:
         functions = [mistake.function for mistake in blank.mistakes[:3]]
         functions += [lambda *inputs: None, lambda *inputs: 1 / 0]
-        answer = getattr(core.load_answers(blank.file), blank.name)
-        functions.append(lambda *inputs: doubled(answer(*inputs)))
+        functions.append(lambda *inputs: doubled(answers[blank.name](*inputs)))
+        functions += [function for name, *_, function in slips if name == blank.name]
         for function in functions:
             yield judge(blank, *collect(blank, lambda request: perform(
                 function, request["inputs"], request["grad"])))
