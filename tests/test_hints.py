@@ -205,9 +205,10 @@ def test_a_mistake_in_one_output():
 
 
 def test_a_mistake_in_the_second_output_is_shown_where_the_first_is_right():
+    mistake = known_mistake("ppo_policy_loss", "the fraction counts both sides")
+
     def version(*inputs):
-        loss, fraction = known_mistake("ppo_policy_loss", "the fraction counts both sides").function(
-            *inputs)
+        loss, fraction = mistake.function(*inputs)
         return (loss + 1 if len(inputs[0]) < 3 else loss), fraction
 
     result = judge_here(BLANK["ppo_policy_loss"], version)

@@ -103,7 +103,8 @@ class Difference:
 class Result:
     """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing, or
     tampered (what came back is no answer that a worker gives). `mistake` is the known one that
-    explains most of it, `also` are others beside it, and `more` is what there is to say of these."""
+    explains most of it (of two the one that explains the case), `also` are others beside it, and
+    `more` is what there is to say of these."""
 
     blank: Blank
     status: str

@@ -952,7 +952,7 @@ def fill_in(result, *what):
 
 
 def describe(result, known, outcomes, differences):
-    blank, cases, shown = result.blank, known.cases, result.difference
+    cases, shown = known.cases, result.difference
     evidence = Evidence(known, outcomes, differences)
     wrong = evidence.wrong
     common = in_common(cases, wrong)
