@@ -193,6 +193,20 @@ def test_a_mistake_and_a_factor():
     assert result.case.inputs["mask"].min() == 0, "this case has no padding, and not both"
 
 
+def test_what_a_mistake_and_a_factor_leave_unexplained_is_said():
+    right, mean = ANSWER["ppo_value_loss"], known_mistake(
+        "ppo_value_loss", "the mean over padding too (71)").function
+
+    def version(*inputs):
+        return right(*inputs) + 7 if len(inputs[0]) == 3 else -mean(*inputs)
+
+    *both, rest = hint_of(judge_here(BLANK["ppo_value_loss"], version))
+    assert both == [
+        "hint: Two mistakes, it seems, and this case has both. One: where does the result become "
+        "-1 times what it should be?", "the other: By how many tokens do you divide?"]
+    assert rest.startswith("not explained by these: the case")
+
+
 def test_a_mistake_in_one_output():
     result = judge_here(BLANK["ppo_policy_loss"], natural(
         "ppo_policy_loss", "the smaller loss, and the fraction without the mask"))

@@ -1025,7 +1025,8 @@ def name_mistakes(result, evidence, show):
         name_two(result, evidence, mistakes, show)
     else:
         name_one(result, evidence, mistakes[0], explained, show)
-    result.more += not_explained(evidence, explained, mistakes)
+    several = len(mistakes) > 1 or bool(factor)
+    result.more += cases_not_explained(evidence, explained, mistakes, several)
     return True
 
 
@@ -1052,8 +1053,9 @@ def name_one(result, evidence, mistake, explained, show):
     elif any(evidence.away_from(mistake)[i] for i in evidence.wrong):
         result.hint = mistake.question
     if gradients:
-        result.more = [say("not explained by it: the gradient, in {part} of the {all} failing "
-                           "cases", part=len(gradients), all=len(evidence.wrong))]
+        result.more = [not_explained(False, say(
+            "the gradient, in {part} of the {all} failing cases", part=len(gradients),
+            all=len(evidence.wrong)))]
 
 
 def name_two(result, evidence, mistakes, show):
@@ -1098,7 +1100,7 @@ def name_beside_structure(result, evidence, show):
     result.hint = say(words, question=questions[0])
     words = "the other: {question}" if len(questions) == 2 else "another: {question}"
     result.more = [say(words, question=question) for question in questions[1:]]
-    result.more += not_explained(rest, explained, mistakes)
+    result.more += cases_not_explained(rest, explained, mistakes, True)
     return True
 
 
@@ -1117,15 +1119,20 @@ def name_in_one_output(result, evidence, show):
     result.hint = say('More than one mistake, it seems. The one in the output "{name}": {question}',
                       name=name, question=mistakes[0].question)
     result.more = [say("another: {question}", question=one.question) for one in result.also]
-    result.more += not_explained(part, explained, mistakes)
+    result.more += cases_not_explained(part, explained, mistakes, bool(result.also))
     others = [output_called(other) for other in evidence.blank.outputs if other != name and any(
         f'"{other}"' in facet for names in evidence.amiss for facet in names)]
-    words = ("not explained by these: {rest}" if result.also else "not explained by it: {rest}")
-    result.more.append(say(words, rest=both(others) if others else say("what else is wrong")))
+    result.more.append(not_explained(
+        bool(result.also), both(others) if others else say("what else is wrong")))
     return True
 
 
-def not_explained(evidence, explained, mistakes):
+def not_explained(several, rest):
+    words = "not explained by these: {rest}" if several else "not explained by it: {rest}"
+    return say(words, rest=rest)
+
+
+def cases_not_explained(evidence, explained, mistakes, several):
     """-> a line about the cases that the named mistakes do not explain, or none. A case that has
     two of them is left out: how they work together there, nobody knows."""
     rest = [say('"{name}"', name=evidence.cases[i].note) for i in evidence.wrong
@@ -1133,8 +1140,5 @@ def not_explained(evidence, explained, mistakes):
                 len(mistakes) > 1 and all(evidence.off(one)[i] for one in mistakes))]
     if not rest:
         return []
-    words = ("not explained by these: {rest}" if len(mistakes) > 1 else
-             "not explained by it: {rest}")
-    rest = say("the case {notes}" if len(rest) == 1 else "the cases {notes}",
-               notes=core.a_few(rest))
-    return [say(words, rest=rest)]
+    words = "the case {notes}" if len(rest) == 1 else "the cases {notes}"
+    return [not_explained(several, say(words, notes=core.a_few(rest)))]

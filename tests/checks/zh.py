@@ -1463,8 +1463,8 @@ TEXTS = {  # of the report, of hints.py, of the worker and of the board
     "another: {question}": "还有一个：{question}",
     "not explained by it: {rest}": "它解释不了：{rest}",
     "not explained by these: {rest}": "它们解释不了：{rest}",
-    "not explained by it: the gradient, in {part} of the {all} failing cases":
-        "它解释不了：{all} 个出错的情形中有 {part} 个的梯度",
+    "the gradient, in {part} of the {all} failing cases":
+        "{all} 个出错的情形中有 {part} 个的梯度",
     "the case {notes}": "情形{notes}",
     "the cases {notes}": "情形{notes}",
     "what else is wrong": "其余的错误",
