@@ -192,7 +192,7 @@ def test_the_answer_is_never_printed(student, hint):
 def test_no_hint_is_a_line_of_the_answer():
     """Of all hints, also those that no report above has shown."""
     hints = [text for blank in BLANKS for text in (
-        blank.formula, blank.place, *(mistake.question for mistake in blank.mistakes))]
+        blank.formula, blank.place, *(mistake.said_alone for mistake in blank.mistakes))]
     assert [(line, hint) for line in telling_lines() for hint in hints if line in hint] == []
 
 

@@ -128,7 +128,7 @@ def test_a_known_mistake_is_caught_and_named(blank, mistake, seeds):
         result = judged(blank, mistake, seed)
         assert result.status == "wrong"
         assert result.mistake is mistake, (result.mistake, result.difference)
-        assert mistake.question in report(result)
+        assert mistake.said_alone in report(result)
 
 
 @each_seed

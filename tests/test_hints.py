@@ -4,6 +4,9 @@ speaks where it should.
 python tests/test_hints.py prints what is said of each version in fixtures/natural_mistakes.py."""
 
 import dataclasses
+import inspect
+import itertools
+import random
 import sys
 import time
 from collections import Counter
@@ -15,6 +18,7 @@ import torch
 sys.path[:0] = [str(Path(__file__).resolve().parent / "fixtures")]
 
 from checks import BLANKS, core, hints  # noqa: E402
+from checks.language import MARK  # noqa: E402
 from checks.core import (  # noqa: E402
     collect, judge, judge_in_worker, known_of, load_answers, report)
 from natural_mistakes import DOUBLE, SINGLE, versions  # noqa: E402
@@ -139,16 +143,37 @@ def test_two_known_mistakes_are_both_named():
     result = judge_here(BLANK["sft_loss"], natural(
         "sft_loss", "no shift, and 0/0 without a label"))
     assert said(result) == {"no shift (4)", "NaN without labels"}
-    text = report(result)
-    assert "hint: more than one thing is wrong, it seems. If it were the only one: The log" in text
-    assert "\n  and perhaps: It agrees but for batches where no label counts." in text
+    assert hint_of(result) == [
+        "hint: Two mistakes, it seems. The one in this case: The logits at position t have already "
+        "seen token t. Which token do they predict?",
+        "the other: What is 0 divided by 0, and what is the smallest number that you may divide "
+        "by?"]
 
 
 def test_what_a_mistake_leaves_unexplained_is_said():
     result = judge_here(BLANK["response_logprobs"], natural(
         "response_logprobs", "the last T positions, and no temperature"))
-    assert "left over       this would explain 8 of the 13 failing cases; not: temperature" in (
-        report(result))
+    one, rest = hint_of(result)
+    assert one.startswith("hint: More than one mistake, it seems. The one in this case: At its own")
+    assert rest == (
+        'not explained by it: the cases "temperature 0.7"; "temperature 2, several rows"; "logits '
+        'of size 200 at temperature 0.5"; and 2 more')
+
+
+def test_what_two_mistakes_leave_unexplained_is_said():
+    """A case that has both is not among it: there neither alone does what the version does."""
+    right = ANSWER["pairwise_loss"]
+
+    def version(chosen, rejected, margin=None, count=None):
+        if count == 3:  # also has a margin
+            return right(chosen, rejected, margin, count) + 7
+        if len(chosen) == 4:
+            return right(chosen, rejected, margin, count) + 9
+        return right(chosen, rejected, None, None)
+
+    result = judge_here(BLANK["pairwise_loss"], version)
+    assert said(result) == {"the margin is ignored", "count is ignored"}
+    assert hint_of(result)[2:] == ['not explained by these: the case "scores around 5"']
 
 
 def test_two_mistakes_in_one_number():
@@ -162,21 +187,278 @@ def test_a_mistake_and_a_factor():
     result = judge_here(BLANK["ppo_value_loss"], natural(
         "ppo_value_loss", "no half, and the mean of everything"))
     assert said(result) == {"the mean over padding too (71)"}
-    assert "on top of it    yours is twice what that mistake gives" in report(result)
+    assert hint_of(result) == [
+        "hint: Two mistakes, it seems, and this case has both. One: where does the result become "
+        "twice what it should be?", "the other: By how many tokens do you divide?"]
+    assert result.case.inputs["mask"].min() == 0, "this case has no padding, and not both"
+
+
+def test_what_a_mistake_and_a_factor_leave_unexplained_is_said():
+    right, mean = ANSWER["ppo_value_loss"], known_mistake(
+        "ppo_value_loss", "the mean over padding too (71)").function
+
+    def version(*inputs):
+        return right(*inputs) + 7 if len(inputs[0]) == 3 else -mean(*inputs)
+
+    *both, rest = hint_of(judge_here(BLANK["ppo_value_loss"], version))
+    assert both == [
+        "hint: Two mistakes, it seems, and this case has both. One: where does the result become "
+        "-1 times what it should be?", "the other: By how many tokens do you divide?"]
+    assert rest.startswith("not explained by these: the case")
 
 
 def test_a_mistake_in_one_output():
     result = judge_here(BLANK["ppo_policy_loss"], natural(
         "ppo_policy_loss", "the smaller loss, and the fraction without the mask"))
     assert result.mistake.name == "the smaller loss (65)"
-    assert 'hint: as far as "loss" goes: ' in report(result)
+    one, rest = hint_of(result)
+    assert one.startswith(
+        'hint: More than one mistake, it seems. The one in the output "loss": Pessimistic means')
+    assert rest == 'not explained by it: the output "clip_fraction"'
+    assert result.difference.what == 'the output "loss" has the wrong values'
+
+
+def test_a_mistake_in_the_second_output_is_shown_where_the_first_is_right():
+    mistake = known_mistake("ppo_policy_loss", "the fraction counts both sides")
+
+    def version(*inputs):
+        loss, fraction = mistake.function(*inputs)
+        return (loss + 1 if len(inputs[0]) < 3 else loss), fraction
+
+    result = judge_here(BLANK["ppo_policy_loss"], version)
+    assert said(result) == {"the fraction counts both sides"}
+    assert result.difference.what == 'the output "clip_fraction" has the wrong values'
+    one, rest = hint_of(result)
+    assert 'it seems. The one in the output "clip_fraction": A ratio outside the clip' in one
+    assert rest == 'not explained by it: the output "loss"'
 
 
 def test_a_mistake_beside_a_wrong_type():
     result = judge_here(BLANK["preference_accuracy"], natural(
         "preference_accuracy", "ties are won, and a Python number"))
+    one, other = hint_of(result)
+    assert one == f"hint: Two mistakes, it seems. The one in this case: {core.SHAPES}"
+    assert other.startswith("the other: A model that gives every answer the same score has")
+
+
+def test_a_mistake_beside_a_graph_that_only_right_values_show():
+    """No known mistake has that graph: it is named by what it is, after the one that is shown."""
+    blank = dataclasses.replace(BLANK["compute_gae"], mistakes=[
+        known_mistake("compute_gae", "returns are the advantages (57)")])
+
+    def version(rewards, values, mask, gamma, lam):
+        zero = 0 * rewards.clone().requires_grad_().sum()
+        return tuple(part + zero for part in blank.mistakes[0].function(
+            rewards, values, mask, gamma, lam))
+
+    assert hint_of(judge_here(blank, version)) == [
+        f"hint: Two mistakes, it seems. The one in this case: {blank.mistakes[0].question}",
+        f"the other: {core.HAS_GRAPH}"]
+
+
+def test_a_mistake_is_shown_in_a_case_that_it_explains():
+    """The smallest case that fails has something else."""
+    mistake = known_mistake("pairwise_loss", "the margin is ignored")
+
+    def version(chosen, *rest):
+        return mistake.function(chosen, *rest) + 7 * (len(chosen) == 1)
+
+    result = judge_here(BLANK["pairwise_loss"], version)
+    assert result.case.inputs["margin"] is not None
+    assert hint_of(result) == [
+        f"hint: More than one mistake, it seems. The one in this case: {mistake.question}",
+        'not explained by it: the case "one pair, better by ln 3, worked by hand"']
+
+
+def test_a_mistake_that_does_more_than_the_version_is_named_without_its_opening():
+    """A row a group is not all of it: the numbers are not right where the rewards have no
+    spread."""
+    blank = BLANK["group_advantages"]
+    version = next(version for one, other, version in pairs_of(blank)
+                   if {one.name, other.name} == {"one row a group",
+                                                 "rounding is left where there is no spread"})
+    result = check_two(blank, version, seed=1)
+    assert hint_of(result) == [f"hint: {known_mistake(blank.name, 'one row a group').question}"]
+
+
+def test_a_mistake_whose_gradient_is_another():
+    """Its values explain all that fails: without this, its opening would be said."""
+    mistake = known_mistake("pairwise_loss", "count is ignored")
+
+    def version(chosen, rejected, margin=None, count=None):
+        loss = mistake.function(chosen, rejected, margin, count)
+        return loss if count is None else 2 * loss - loss.detach()
+
+    one, rest = hint_of(judge_here(BLANK["pairwise_loss"], version))
+    assert one.endswith(f"The one in this case: {mistake.question}")
+    assert rest == "not explained by it: the gradient, in 3 of the 3 failing cases"
+
+
+# ---- Two known mistakes at once -----------------------------------------------------------------
+
+
+def known_mistake(blank, name):
+    return next(mistake for mistake in BLANK[blank].mistakes if mistake.name == name)
+
+
+def hint_of(result):
+    """The lines of a report from the hint to what is to be typed."""
+    lines = [line.strip() for line in report(result).splitlines()]
+    first = next(i for i, line in enumerate(lines) if line.startswith("hint: "))
+    return lines[first:next(i for i, line in enumerate(lines) if line.startswith("again: "))]
+
+
+def made_of(mistake):
+    """-> (what made its function, the parts that it was given), where that is one of the functions
+    "a version with parts that can be set wrong". None for the others."""
+    function = mistake.function
+    maker = function.__globals__.get(function.__qualname__.split(".")[0])
+    given = inspect.getclosurevars(function).nonlocals
+    if not inspect.isfunction(maker) or "<locals>" not in function.__qualname__:
+        return None
+    usual = {name: part.default for name, part in inspect.signature(maker).parameters.items()}
+    if not given or not given.keys() <= usual.keys() or inspect.Parameter.empty in usual.values():
+        return None
+    return maker, {name: part for name, part in given.items() if part is not usual[name]}
+
+
+def pairs_of(blank):
+    """Two known mistakes in different parts of one version: [(one, other, the version)]."""
+    made = [(mistake, made_of(mistake)) for mistake in blank.mistakes]
+    made = [(mistake, *parts) for mistake, parts in made if parts]
+    return [(one, other, maker(**parts, **others))
+            for (one, maker, parts), (other, same, others) in itertools.combinations(made, 2)
+            if maker is same and not parts.keys() & others.keys()]
+
+
+def openings(blank):
+    """{what is said only of a mistake that is alone: the mistakes that it is said of}."""
+    found = {}
+    for mistake in blank.mistakes:
+        opening = mistake.hint.rpartition(MARK)[0].strip()
+        if opening:
+            found.setdefault(opening, []).append(mistake)
+    return found
+
+
+def is_alone(blank, version, mistake, seed):
+    """Does the version do what a known mistake does, in every case in which the version is wrong?
+    (Values, or gradients where the values are right.)"""
+    for case in blank.cases(seed):
+        mine, theirs, right = (perform(one, case.inputs, case.grad) for one in (
+            version, mistake.function, ANSWER[blank.name]))
+        if core.differ(mine, right, case, blank) and core.differ(mine, theirs, case, blank):
+            return False
+    return True
+
+
+def check_two(blank, version, seed=0):
+    """Nothing false is said of the version, and what is named first is wrong in what is shown.
+    -> the Result"""
+    result = judge_here(blank, version, seed)
+    if not result.mistake:
+        return result
     text = report(result)
-    assert f"hint: {core.SHAPES}\n  and perhaps: Without ties it agrees." in text
+    for opening, mistakes in openings(blank).items():
+        assert opening not in text or any(
+            is_alone(blank, version, mistake, seed) for mistake in mistakes), text
+    hint = hint_of(result)
+    here = [result.mistake] if result.mistake.question in hint[0] else []
+    for mistake in [result.mistake, *result.also] if "this case has both" in hint[0] else here:
+        case = result.case
+        mistaken, right = (perform(one, case.inputs, case.grad) for one in (
+            mistake.function, ANSWER[blank.name]))
+        assert core.differ(mistaken, right, case, blank), text
+    assert len(hint) == 1 or all(line.startswith(
+        ("the other: ", "another: ", "not explained by ")) for line in hint[1:]), text
+    assert "two mistakes" not in hint[0].lower() or hint[1].startswith("the other: "), text
+    return result
+
+
+@pytest.mark.filterwarnings("ignore:std")
+def test_nothing_false_is_said_of_two_mistakes():
+    """Three pairs of each blank, drawn."""
+    named, draw = Counter(), random.Random(0)
+    for blank in BLANKS:
+        pairs = pairs_of(blank)
+        for one, other, version in draw.sample(pairs, min(3, len(pairs))):
+            result = check_two(blank, version)
+            named[{one, other} == {result.mistake, *result.also}] += 1
+    assert named[True] >= 20 and named.total() >= 45, named
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:std")
+@pytest.mark.parametrize("blank", [blank for blank in BLANKS if pairs_of(blank)], ids=str)
+def test_nothing_false_is_said_of_many_more_pairs(blank):
+    pairs = pairs_of(blank)
+    for _, _, version in random.Random(1).sample(pairs, min(60, len(pairs))):
+        check_two(blank, version, seed=1)
+
+
+@pytest.mark.parametrize("name, first, second", [
+    ("pairwise_loss", "log(sigmoid) (21)", "the margin is ignored"),
+    ("masked_whiten", "too few entries", "eps outside the root (80)"),
+    ("compute_gae", "carries a graph (58)", "the padding is not masked (52)"),
+    ("sft_loss", "softmax().log() (31)", "counts the labels before the shift"),
+    ("grpo_token_loss", "the KL dropped (86)", "an advantage a column (89)"),
+    ("ppo_policy_loss", "the smaller loss (65)", "the fraction counts both sides")])
+def test_the_mistake_that_explains_what_is_shown_comes_first(name, first, second):
+    """Whichever of the two explains more of the failing cases."""
+    version = next(version for one, other, version in pairs_of(BLANK[name])
+                   if {one.name, other.name} == {first, second})
+    result = check_two(BLANK[name], version)
+    assert hint_of(result) == [
+        "hint: Two mistakes, it seems. The one in this case: "
+        + known_mistake(name, first).question,
+        "the other: " + known_mistake(name, second).question]
+    mine, theirs = (perform(one, result.case.inputs, result.case.grad) for one in (
+        version, known_mistake(name, first).function))
+    assert not core.differ(mine, theirs, result.case, BLANK[name])
+
+
+def test_two_mistakes_that_every_case_has():
+    version = next(version for one, other, version in pairs_of(BLANK["compute_gae"])
+                   if {one.name, other.name} == {"delta without V_{t+1} (56)",
+                                                 "returns subtract the value (57)"})
+    one, other = hint_of(check_two(BLANK["compute_gae"], version))
+    assert one == ("hint: Two mistakes, it seems, and this case has both. One: delta compares V_t "
+                   "with the reward and what?")
+    assert other == "the other: A = return - V: which sign has V in the return?"
+
+
+@pytest.mark.filterwarnings("ignore:std")
+def test_the_smaller_case_has_the_mistake_that_is_named_first():
+    """Cases of the blank are made large, so that the one that is shown has to be cut."""
+    smaller, draw = 0, random.Random(1)
+    for name in "shape_rewards", "masked_whiten", "ppo_value_loss", "compute_gae":
+        blank = dataclasses.replace(BLANK[name], cases=lambda seed, name=name: [
+            case for case in BLANK[name].cases(seed)
+            if core.size(list(case.inputs.values())) > hints.BY_HAND_SIZE])
+        for _, _, version in draw.sample(pairs_of(blank), 5):
+            result = judge_in_worker(blank, Here(version))
+            if result.mistake and result.mistake.question in hint_of(result)[0]:
+                case = result.case
+                smaller += case.note.endswith(", made smaller")
+                mistaken, right = (perform(one, case.inputs, case.grad) for one in (
+                    result.mistake.function, ANSWER[name]))
+                assert core.differ(mistaken, right, case, blank), report(result)
+    assert smaller >= 5, smaller
+
+
+def test_an_output_that_carries_a_graph_is_not_called_right():
+    version = next(version for one, other, version in pairs_of(BLANK["compute_gae"])
+                   if {one.name, other.name} == {"returns are the advantages (57)",
+                                                 "carries a graph (58)"})
+    assert 'the output "advantages", in every case' not in report(
+        check_two(BLANK["compute_gae"], version))
+
+    def another(rewards, values, *rest):
+        advantages, returns = ANSWER["compute_gae"](rewards, values, *rest)
+        return advantages + 1, returns + 0 * values.clone().requires_grad_()
+
+    blank = dataclasses.replace(BLANK["compute_gae"], mistakes=[])
+    assert 'the output "returns", in every case' not in report(judge_here(blank, another))
 
 
 def test_a_mistake_that_is_wrong_where_the_version_is_right_is_not_named():

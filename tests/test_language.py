@@ -5,14 +5,20 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from checks import BLANKS, core, hints, language, zh
-from checks.core import Run, collect, judge, report
-from checks.language import PLACEHOLDER, language_of_the_locale, say, translated
-from conftest import ROOT
-from perform import perform
+
+sys.path[:0] = [str(Path(__file__).resolve().parent / "fixtures")]
+
+from checks import BLANKS, core, hints, language, zh  # noqa: E402
+from checks.core import Run, collect, judge, report  # noqa: E402
+from checks.language import (  # noqa: E402
+    MARK, PLACEHOLDER, language_of_the_locale, question_of, say, translated, whole)
+from conftest import ROOT  # noqa: E402
+from natural_mistakes import DOUBLE, versions  # noqa: E402
+from perform import perform  # noqa: E402
 
 SPEAKING = ["checks/core.py", "checks/hints.py", "checks/client.py", "board.py"]
 # Three English words in a row, or one that is no code.
@@ -43,7 +49,7 @@ def templates(path):
 
 def of_the_blanks():
     notes = {case.note for blank in BLANKS for seed in range(4) for case in blank.cases(seed)}
-    return {"QUESTIONS": {mistake.question for blank in BLANKS for mistake in blank.mistakes},
+    return {"HINTS": {mistake.hint for blank in BLANKS for mistake in blank.mistakes},
             "FORMULAS": {blank.formula for blank in BLANKS},
             "PHRASES": {phrase for note in notes for phrase in note.split(", ")} | {"made smaller"}}
 
@@ -55,7 +61,7 @@ def originals():
     return {**found, "TEXTS": texts - found["PHRASES"]}
 
 
-@pytest.mark.parametrize("table", ["QUESTIONS", "FORMULAS", "PHRASES", "TEXTS"])
+@pytest.mark.parametrize("table", ["HINTS", "FORMULAS", "PHRASES", "TEXTS"])
 def test_every_text_is_translated_and_every_translation_has_a_text(table):
     wanted, there = originals()[table], set(getattr(zh, table))
     assert not wanted - there, f"not translated in {table} of tests/checks/zh.py"
@@ -75,6 +81,22 @@ def test_numbers_and_code_are_those_of_the_original():
         assert not missing, (english, missing)
 
 
+def test_an_opening_and_its_question_are_told_apart_in_both_languages():
+    """What comes after the mark is a question that holds whatever else is wrong."""
+    marked = 0
+    for both in zh.HINTS.items():
+        assert both[0].count(MARK) == both[1].count(MARK) <= 1, both
+        marked += MARK in both[0]
+        for hint, end in zip(both, ".。"):
+            opening, question = hint.rpartition(MARK)[0], question_of(hint)
+            assert not opening or opening.strip().endswith(end), opening
+            assert "?" in question or "？" in question, question
+            assert not re.search(r"\b(it agrees|expected one|(is|are) right\.)|一致|正确值|是对的",
+                                 question), question
+            assert whole(hint).replace(" ", "") == (opening + question).replace(" ", "")
+    assert marked >= 200
+
+
 def test_the_translations_are_chinese():
     for english, chinese in zh.SENTENCES.items():
         if re.search(r"[a-z]{3,} [a-z]{3,} [a-z]{3,}", english):
@@ -84,12 +106,14 @@ def test_the_translations_are_chinese():
 
 
 def wrong_versions():
-    """A Result of each known mistake, of something odd, and of a version that has two faults."""
+    """A Result of known mistakes, of something odd, of a factor, and of versions with two slips."""
+    answers = {blank.name: getattr(core.load_answers(blank.file), blank.name) for blank in BLANKS}
+    slips = list(versions(DOUBLE, answers))
     for blank in BLANKS:
         functions = [mistake.function for mistake in blank.mistakes[:3]]
         functions += [lambda *inputs: None, lambda *inputs: 1 / 0]
-        answer = getattr(core.load_answers(blank.file), blank.name)
-        functions.append(lambda *inputs: doubled(answer(*inputs)))
+        functions.append(lambda *inputs: doubled(answers[blank.name](*inputs)))
+        functions += [function for name, *_, function in slips if name == blank.name]
         for function in functions:
             yield judge(blank, *collect(blank, lambda request: perform(
                 function, request["inputs"], request["grad"])))

@@ -19,7 +19,7 @@ import torch
 from perform import perform
 from worker import load
 
-from .language import padded, say, translated
+from .language import padded, question_of, say, translated, whole
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CASE_SECONDS, RUN_SECONDS = 5, 60
@@ -56,8 +56,18 @@ class Case:
 @dataclass(eq=False)  # one is like no other: it can be a key
 class Mistake:
     name: str
-    question: str  # the hint
+    hint: str  # "It agrees where ... | What should ...?": an opening, which may be left out
     function: Callable
+
+    @property
+    def said_alone(self):
+        """The hint where it is the only mistake."""
+        return whole(self.hint)
+
+    @property
+    def question(self):
+        """The hint beside another mistake: what the opening says would not be true."""
+        return question_of(self.hint)
 
 
 @dataclass(eq=False)  # one is like no other: it can be a key
@@ -93,7 +103,8 @@ class Difference:
 class Result:
     """The verdict on one function. `status`: passed, todo, wrong, crashed, timeout, missing, or
     tampered (what came back is no answer that a worker gives). `mistake` is the known one that
-    explains most of it, `also` are others beside it."""
+    explains most of it (of two the one that explains the case), `also` are others beside it, and
+    `more` is what there is to say of these."""
 
     blank: Blank
     status: str
@@ -105,7 +116,8 @@ class Result:
     mistake: Mistake = None
     also: list = field(default_factory=list)
     seen: str = ""  # the name of what was recognised without knowing the function
-    hint: str = ""  # instead of the mistake's question or the difference's hint
+    more: list = field(default_factory=list)  # lines after the hint
+    hint: str = ""  # instead of the mistake's own or the difference's
     remarks: list = field(default_factory=list)  # (title, text): what else is true of the failures
     finished: bool = True  # all cases were performed
     printed: str = ""  # the end of what the function printed in the case that is shown
@@ -350,6 +362,16 @@ def size(value):
     return value.numel() if isinstance(value, torch.Tensor) else 1
 
 
+def show_case(result, numbers, cases, outcomes, differences):
+    """Show the one of these wrong cases that says most: values before gradients, and the smallest.
+    -> its number"""
+    shown = min(numbers, key=lambda i: (differences[i].hint == GRADIENT, cases[i].corner,
+                                        size(list(cases[i].inputs.values()))))
+    result.case, result.difference = cases[shown], differences[shown]
+    result.printed = outcomes[shown].get("printed", "")
+    return shown
+
+
 def judge(blank, cases, outcomes, stopped, known=None):
     """What `collect` found -> the Result. `known`: what is Known of these cases, where many
     versions are judged on them."""
@@ -361,10 +383,8 @@ def judge(blank, cases, outcomes, stopped, known=None):
         case.note for case, difference in zip(cases, differences) if not difference])
     wrong = [i for i, difference in enumerate(differences) if difference]
     if wrong:
-        shown = min(wrong, key=lambda i: (differences[i].hint == GRADIENT, cases[i].corner,
-                                          size(list(cases[i].inputs.values()))))
-        result.status, result.case, result.difference = "wrong", cases[shown], differences[shown]
-        result.printed = outcomes[shown].get("printed", "")
+        shown = show_case(result, wrong, cases, outcomes, differences)
+        result.status = "wrong"
         if not stopped:
             result.mistake = find_mistake(known, outcomes, wrong)
             if not result.mistake:
@@ -463,7 +483,7 @@ def a_few(notes):
 def first_hint(result):
     """A question, where there is one."""
     if result.hint or result.mistake:
-        return result.hint or result.mistake.question
+        return result.hint or result.mistake.said_alone
     if isinstance(result.blank, Run):
         return say("do the single functions pass? See pytest -k {file}", file=result.blank.file)
     return result.difference.hint if result.difference else ""
@@ -510,6 +530,5 @@ def report(result, hint=1, language="en"):
               for i, text in enumerate(result.printed.splitlines()[-20:])]
     question = first_hint(result)
     texts = [say("hint: {question}", question=question)] if question else []
-    texts += [say("and perhaps: {question}", question=other.question) for other in result.also]
-    texts += last_lines(result.blank, hint)
+    texts += result.more + last_lines(result.blank, hint)
     return "\n".join(lines + [f"  {say_it(text)}" for text in texts])

@@ -78,34 +78,36 @@ FORMAT_PROMPT = Blank(
     "Input:, the input, an empty line; then ### Response: and the end of its line",
     place=PLACE.format("format_prompt"),
     mistakes=[
-        Mistake("the header of the input stands always", "With an input it agrees. What should be "
-                "left of the input's part when there is no input?",
+        Mistake("the header of the input stands always", "With an input it agrees. | What should "
+                "be left of the input's part when there is no input?",
                 prompt_like(is_given=lambda input: True)),
-        Mistake("the input is left out", "Without an input it agrees. Where in the text should the "
-                "input stand?", prompt_like(is_given=lambda input: False)),
+        Mistake("the input is left out", "Without an input it agrees. | Where in the text should "
+                "the input stand?", prompt_like(is_given=lambda input: False)),
         Mistake("white space counts as no input", "The input is a space or a new line, and yours "
-                "leaves it out. Which single string means: no input?",
+                "leaves it out. | Which single string means: no input?",
                 prompt_like(is_given=lambda input: input.strip() != "")),
-        Mistake("white space is stripped", "Where the texts neither begin nor end with white space "
-                "it agrees. Who may change the words of the user?", prompt_like(clean=str.strip)),
-        Mistake("one line break between the parts", "All the lines with text are right. What "
+        Mistake("white space is stripped", "Where the texts neither begin nor end with white "
+                "space it agrees. | Who may change the words of the user?",
+                prompt_like(clean=str.strip)),
+        Mistake("one line break between the parts", "All the lines with text are right. | What "
                 "stands between two parts?", prompt_like(gap="\n")),
-        Mistake("no line break at the end", "All but the last character is right. On which line "
+        Mistake("no line break at the end", "All but the last character is right. | On which line "
                 "should the model's first word stand?", prompt_like(end="")),
-        Mistake("an empty line at the end", "Yours is one character too long. Between which two "
+        Mistake("an empty line at the end", "Yours is one character too long. | Between which two "
                 "parts are the empty lines, and does one come after the last header?",
                 prompt_like(end="\n\n")),
-        Mistake("the text on the header's line", "The parts and their order are right. On which "
+        Mistake("the text on the header's line", "The parts and their order are right. | On which "
                 "line does the text after a header begin?", prompt_like(after_header=" ")),
-        Mistake("the input after the response's header", "All the parts are there. What is the "
+        Mistake("the input after the response's header", "All the parts are there. | What is the "
                 "last thing that the model should read before it answers?",
                 prompt_like(input_last=True)),
-        Mistake("Alpaca's preamble", "The end is right. With which line does this course's prompt "
-                "begin?", prompt_like(preamble="Below is an instruction that describes a task. "
+        Mistake("Alpaca's preamble", "The end is right. | With which line does this course's "
+                "prompt begin?",
+                prompt_like(preamble="Below is an instruction that describes a task. "
                                       "Write a response that appropriately completes the request."
                                       "\n\n")),
         Mistake("filled in twice", "It agrees but for an instruction that holds the text {input}. "
-                "What does the second replacement see after the first one?", filled_in_twice)],
+                "| What does the second replacement see after the first one?", filled_in_twice)],
     right={"with join": prompt_like(), "from one template": prompt_from_one_template})
 
 
@@ -223,53 +225,53 @@ BUILD_LABELS = Blank(
     "prompt's tokens; both without what comes after the first max_length",
     place=PLACE.format("build_labels"), outputs=("input_ids", "labels"),
     mistakes=[
-        Mistake("the prompt has labels (1)", "The input_ids are right. Count the labels that are "
-                "not -100: should the model learn to write the question?",
+        Mistake("the prompt has labels (1)", "The input_ids are right. | Count the labels that "
+                "are not -100: should the model learn to write the question?",
                 labels_like(lambda prompt, answer: prompt + answer)),
-        Mistake("the first response token has no label (2)", "One label is missing. Which token "
-                "should be the first that has one?", masked_up_to(1)),
-        Mistake("the last prompt token has a label (2)", "There is one label too many. Where does "
-                "the prompt end?", masked_up_to(-1)),
-        Mistake("-100 in the input_ids (3)", "The labels are right. What does the model's "
+        Mistake("the first response token has no label (2)", "One label is missing. | Which token "
+                "should be the first that has a label?", masked_up_to(1)),
+        Mistake("the last prompt token has a label (2)", "There is one label too many. | Where "
+                "does the prompt end?", masked_up_to(-1)),
+        Mistake("-100 in the input_ids (3)", "The labels are right. | What does the model's "
                 "embedding have at index -100, and which of the two lists does the model read?",
                 minus_100_in_the_inputs),
-        Mistake("the labels are shifted already (6)", "Your labels are right, one place too early. "
-                "sft_loss compares position t with label t + 1 by itself: how often is that "
-                "shift needed?",
+        Mistake("the labels are shifted already (6)", "Your labels are right, one place too "
+                "early. | sft_loss compares position t with label t + 1 by itself: how often is "
+                "that shift needed?",
                 labels_like(lambda prompt, answer: ([-100] * len(prompt) + answer)[1:] + [-100])),
-        Mistake("no end token (8)", "Everything but the end is right. How will the model know when "
-                "to stop?", labels_like(end=False)),
-        Mistake("the end token has no label (8)", "The input_ids are right. Which token does the "
-                "model have to predict in order to stop, and is it trained to?",
+        Mistake("no end token (8)", "Everything but the end is right. | How will the model know "
+                "when to stop?", labels_like(end=False)),
+        Mistake("the end token has no label (8)", "The input_ids are right. | Which token does "
+                "the model have to predict in order to stop, and is it trained to?",
                 end_token_without_label),
         Mistake("the end token only where it is missing", "They differ where the response itself "
-                "ends with the end token. Does this function look at what the response holds?",
+                "ends with the end token. | Does this function look at what the response holds?",
                 end_token_only_where_it_is_missing),
-        Mistake("an end token after the cut", "Where there is room it agrees. Where the response "
-                "was cut: is that place the end that the writer meant?", a_false_end),
-        Mistake("cut on the left", "Where there is room it agrees. Which end of the list goes when "
-                "it is too long?", labels_like(cut=lambda ids, length: ids[-length:])),
-        Mistake("not cut", "Where there is room it agrees. What is max_length for?",
+        Mistake("an end token after the cut", "Where there is room it agrees. | Where the "
+                "response was cut: is that place the end that the writer meant?", a_false_end),
+        Mistake("cut on the left", "Where there is room it agrees. | Which end of the list goes "
+                "when it is too long?", labels_like(cut=lambda ids, length: ids[-length:])),
+        Mistake("not cut", "Where there is room it agrees. | What is max_length for?",
                 labels_like(cut=lambda ids, length: ids)),
-        Mistake("the labels are not cut", "The input_ids are right. Must every token have its "
+        Mistake("the labels are not cut", "The input_ids are right. | Must every token have its "
                 "label, and every label its token?", labels_like(cut_labels=lambda ids, _: ids)),
         Mistake("labels of the response alone", "The labels are right, but there are fewer labels "
-                "than tokens. What stands at the prompt's places?",
+                "than tokens. | What stands at the prompt's places?",
                 labels_like(lambda prompt, answer: answer)),
         Mistake("masked by value", "They differ where the response repeats a word of the prompt. "
-                "Is it a token's id or its place that makes it part of the prompt?",
+                "| Is it a token's id or its place that makes it part of the prompt?",
                 labels_like(lambda prompt, answer: [
                     -100 if token in prompt else token for token in prompt + answer])),
-        Mistake("the token 0 has no label", "Where no token has the id 0 it agrees. Is 0 a token "
-                "like the others, and what does Python make of `if 0`?",
+        Mistake("the token 0 has no label", "Where no token has the id 0 it agrees. | Is 0 a "
+                "token like the others, and what does Python make of `if 0`?",
                 labels_like(lambda prompt, answer: (
                     [-100] * len(prompt) + [token if token else -100 for token in answer]))),
         Mistake("the prompt is changed in place", "The result is right, but the caller's list of "
-                "prompt tokens has grown. Which operations change a list, and which make a new "
+                "prompt tokens has grown. | Which operations change a list, and which make a new "
                 "one?", prompt_extended_in_place),
-        Mistake("the response is changed in place", "The result is right, but the caller's list of "
-                "response tokens has grown. What does append() do to a list, and what does `+` "
-                "with a list of one token?", response_extended_in_place)],
+        Mistake("the response is changed in place", "The result is right, but the caller's list "
+                "of response tokens has grown. | What does append() do to a list, and what does "
+                "`+` with a list of one token?", response_extended_in_place)],
     right={"slices of a copy": labels_by_slices})
 
 
@@ -383,44 +385,48 @@ PAD_BATCH = Blank(
     place=PLACE.format("pad_batch"),
     mistakes=[
         Mistake("the attention mask by id (7)", "It agrees but for rows that hold the pad token's "
-                "id as a real token. What tells padding from a real token, its id or its place?",
+                "id as a real token. | What tells padding from a real token, its id or its place?",
                 batch_like(finish=mask_by_id)),
         Mistake("the labels by id (7)", "It agrees but for rows that hold the pad token's id as a "
-                "real token, such as an end token. Is the model still trained to stop there?",
+                "real token, such as an end token. | Is the model still trained to stop in those "
+                "rows?",
                 batch_like(finish=labels_by_id)),
         Mistake("mask and labels by id (7)", "It agrees but for rows that hold the pad token's id "
-                "as a real token. How long is each row, and who knows that without looking at ids?",
+                "as a real token. | How long is each row, and who knows that without looking at "
+                "ids?",
                 batch_like(finish=lambda batch, pad_id: mask_by_id(
                     labels_by_id(batch, pad_id), pad_id))),
-        Mistake("the padding has labels (9)", "The input_ids are right. Should the model learn to "
-                "write padding, and which label says that it should not?",
+        Mistake("the padding has labels (9)", "The input_ids are right. | Should the model learn "
+                "to write padding, and which label says that it should not?",
                 batch_like(label=lambda pad_id: pad_id)),
-        Mistake("labels padded with 0", "The input_ids are right. 0 is the id of a token: which "
+        Mistake("labels padded with 0", "The input_ids are right. | 0 is the id of a token: which "
                 "label does the loss ignore?", batch_like(label=lambda pad_id: 0)),
-        Mistake("input_ids padded with -100", "The labels are right. The model looks every id up "
-                "in its embedding: is there one of number -100?",
+        Mistake("input_ids padded with -100", "The labels are right. | The model looks every id "
+                "up in its embedding: is there one of number -100?",
                 batch_like(token=lambda pad_id: -100)),
-        Mistake("input_ids padded with 0", "With pad_id 0 it agrees. Which id fills the rows?",
+        Mistake("input_ids padded with 0", "With pad_id 0 it agrees. | Which id fills the rows?",
                 batch_like(token=lambda pad_id: 0)),
-        Mistake("padded on the left (14)", "Every row has the right tokens, in the wrong place. On "
-                "which side is the padding in training?", batch_like(left=True)),
-        Mistake("cut to the shortest row", "Rows of equal length agree. How long must the batch be "
-                "so that no row loses a token?", batch_like(fit=min)),
-        Mistake("the mask marks the padding", "Your attention mask is upside down. Does 1 mean: "
+        Mistake("padded on the left (14)", "Every row has the right tokens, in the wrong place. | "
+                "On which side is the padding in training?", batch_like(left=True)),
+        Mistake("cut to the shortest row", "Rows of equal length agree. | How long must the batch "
+                "be so that no row loses a token?", batch_like(fit=min)),
+        Mistake("the mask marks the padding", "Your attention mask is upside down. | Does 1 mean: "
                 "look at this, or: leave it out?", batch_like(finish=lambda batch, pad_id: {
                     **batch, "attention_mask": 1 - batch["attention_mask"]})),
-        Mistake("the mask follows the labels", "Your attention mask is 0 on the prompt. The prompt "
-                "has no label, but may the model look at it?",
+        Mistake("the mask follows the labels", "Your attention mask is 0 on the prompt. | The "
+                "prompt has no label, but may the model look at it?",
                 batch_like(finish=lambda batch, pad_id: {
                     **batch, "attention_mask": (batch["labels"] != -100).long()})),
-        Mistake("the mask is all ones", "Rows of equal length agree. What should the model not "
-                "look at in the others?", batch_like(finish=lambda batch, pad_id: {
+        Mistake("the mask is all ones", "Rows of equal length agree. | What should the model not "
+                "look at in a row that is shorter than the others?",
+                batch_like(finish=lambda batch, pad_id: {
                     **batch, "attention_mask": torch.ones_like(batch["input_ids"])})),
-        Mistake("the mask has another dtype", "The numbers are right. Which dtype do the three "
+        Mistake("the mask has another dtype", "The numbers are right. | Which dtype do the three "
                 "tensors have?", batch_like(finish=lambda batch, pad_id: {
                     **batch, "attention_mask": batch["attention_mask"].float()})),
-        Mistake("the rows are changed in place", "The result is right, but the examples' own lists "
-                "have grown. What happens when the same example comes again in the next epoch?",
+        Mistake("the rows are changed in place", "The result is right, but the examples' own "
+                "lists have grown. | What happens when the same example comes again in the next "
+                "epoch?",
                 rows_extended_in_place)],
     right={"filled in row by row": batch_filled_in, "with pad_sequence": batch_with_pad_sequence})
 
@@ -554,65 +560,66 @@ SFT_LOSS = Blank(
         Mistake("the shift backwards (5)", "You compare the logits of one token with the label of "
                 "the token before it. Which of the two has the model not yet seen?",
                 sft_like(align=lambda logits, labels: (logits[:, 1:], labels[:, :-1]))),
-        Mistake("the shift twice (6)", "Your logits and labels are two places apart. How far ahead "
-                "does the model predict?",
+        Mistake("the shift twice (6)", "Your logits and labels are two places apart. | How far "
+                "ahead does the model predict?",
                 sft_like(align=lambda logits, labels: (logits[:, :-2], labels[:, 2:]))),
         Mistake("the mean of the rows' means (10)", "Does a token of a short answer weigh as much "
                 "as one of a long answer, with yours and in the formula?",
                 sft_like(average=mean_of_rows)),
-        Mistake("divides by all positions (11)", "Where every token has a label it agrees. By how "
-                "many tokens do you divide: do those with -100 belong to them?",
+        Mistake("divides by all positions (11)", "Where every token has a label it agrees. | By "
+                "how many tokens do you divide: do those with -100 belong to them?",
                 sft_like(average=lambda losses, real, labels, count: losses.where(real, 0.0).sum()
                          / (real.numel() if count is None else count))),
         Mistake("counts the labels before the shift", "It differs where the first token has a "
-                "label. Can anything predict the first token?",
+                "label. | Can anything predict the first token?",
                 sft_like(average=lambda losses, real, labels, count: divided(
                     losses, real, labels, (labels != -100).sum().clamp(min=1) if count is None
                     else count))),
         Mistake("softmax before the cross-entropy (12)", "Your loss hardly moves, even where the "
-                "logits are huge. Does cross-entropy take logits or probabilities?",
+                "logits are huge. | Does cross-entropy take logits or probabilities?",
                 sft_like(logprobs=lambda logits: logits.float().softmax(-1).log_softmax(-1))),
-        Mistake("ignores count (13)", "Without count it agrees. When the batch comes in pieces, "
+        Mistake("ignores count (13)", "Without count it agrees. | When the batch comes in pieces, "
                 "who knows how many tokens there are in all of it?",
                 sft_like(average=lambda losses, real, labels, count: divided(
                     losses, real, labels, None))),
-        Mistake("divides a mean by count", "Without count it agrees. What have you divided by "
+        Mistake("divides a mean by count", "Without count it agrees. | What have you divided by "
                 "before you divide by count?",
                 sft_like(average=lambda losses, real, labels, count: divided(
                     losses, real, labels, None) / (1 if count is None else count))),
-        Mistake("a sum", "With count given it agrees. By what do you divide when there is none?",
+        Mistake("a sum", "With count given it agrees. | By what do you divide when there is no "
+                "count?",
                 sft_like(average=lambda losses, real, labels, count: losses.where(real, 0.0).sum()
                          / (1 if count is None else count))),
-        Mistake("NaN without labels", "It agrees but for batches where no label counts. What is 0 "
-                "divided by 0, and what is the smallest number that you may divide by?",
+        Mistake("NaN without labels", "It agrees but for batches where no label counts. | What is "
+                "0 divided by 0, and what is the smallest number that you may divide by?",
                 sft_like(average=lambda losses, real, labels, count: divided(
                     losses, real, labels, real.sum() if count is None else count))),
-        Mistake("0 without a graph", "The numbers are right. What does loss.backward() do with a 0 "
-                "that was not computed from the logits?", sft_zero_without_graph),
+        Mistake("0 without a graph", "The numbers are right. | What does loss.backward() do with "
+                "a 0 that was not computed from the logits?", sft_zero_without_graph),
         Mistake("a new 0 with a graph of its own", "The numbers are right, and backward() works. "
-                "Where there is no label, from what is your 0 computed: does its graph lead back "
-                "to the logits?", sft_new_zero),
-        Mistake("the sign", "Your loss is the expected one times -1. Is a log-probability positive "
-                "or negative, and which way does an optimiser go?",
+                "| Where there is no label, from what is your 0 computed: does its graph lead "
+                "back to the logits?", sft_new_zero),
+        Mistake("the sign", "Your loss is the expected one times -1. | Is a log-probability "
+                "positive or negative, and which way does an optimiser go?",
                 sft_like(average=lambda *inputs: -divided(*inputs))),
-        Mistake("-100 becomes token 0", "Where every token has a label it agrees. Where the label "
-                "is -100, what does your version train the model to write?",
+        Mistake("-100 becomes token 0", "Where every token has a label it agrees. | Where the "
+                "label is -100, what does your version train the model to write?",
                 sft_like(average=lambda losses, real, labels, count: divided(
                     losses, torch.ones_like(real), labels, count))),
         Mistake("softmax().log() (31)", "It agrees but for large logits, where yours is not "
-                "finite. What is the softmax of a token 400 below the best one, in float32?",
+                "finite. | What is the softmax of a token 400 below the best one, in float32?",
                 sft_like(logprobs=lambda logits: logits.float().softmax(dim=-1).log())),
-        Mistake("a small number under the logarithm (22)", "It agrees but for large logits. What "
-                "is the largest loss that yours can give, and its gradient there?",
+        Mistake("a small number under the logarithm (22)", "It agrees but for large logits. | "
+                "What is the largest loss that yours can give, and its gradient there?",
                 sft_like(logprobs=lambda logits: (logits.float().softmax(-1) + 1e-8).log())),
         Mistake("softmax over time (32)", "Over which dimension do your probabilities sum to 1: "
                 "over the words, or over the positions?",
                 sft_like(logprobs=lambda logits: logits.float().log_softmax(dim=1))),
-        Mistake("the logits themselves (29)", "Your numbers change when the same constant is added "
-                "to all logits of a position. What turns logits into log-probabilities?",
+        Mistake("the logits themselves (29)", "Your numbers change when the same constant is "
+                "added to all logits of a position. | What turns logits into log-probabilities?",
                 sft_like(logprobs=lambda logits: logits.float())),
-        Mistake("computes in bfloat16", "With float32 logits it agrees. bfloat16 has two to three "
-                "digits: which dtype is the loss promised in?", sft_in_bfloat16)],
+        Mistake("computes in bfloat16", "With float32 logits it agrees. | bfloat16 has two to "
+                "three digits: which dtype is the loss promised in?", sft_in_bfloat16)],
     right={"one-hot, einsum and logsumexp in float64": sft_with_one_hot,
            "cross_entropy's own mean": sft_with_the_mean})
 
@@ -667,15 +674,15 @@ CORPUS_PERPLEXITY = Blank(
     formula="exp(sum of loss x tokens over the batches / sum of tokens)",
     place=PLACE.format("corpus_perplexity"),
     mistakes=[
-        Mistake("the mean of the batches' losses (13)", "Batches of equal size agree. Does a token "
-                "of a small batch weigh as much as one of a large batch?",
+        Mistake("the mean of the batches' losses (13)", "Batches of equal size agree. | Does a "
+                "token of a small batch weigh as much as one of a large batch?",
                 lambda losses, tokens: losses.mean().exp()),
-        Mistake("the mean of the batches' perplexities", "One batch alone agrees. Which comes "
+        Mistake("the mean of the batches' perplexities", "One batch alone agrees. | Which comes "
                 "first, the mean or the exponential?", lambda losses, tokens: losses.exp().mean()),
         Mistake("the weighed mean of the perplexities", "One batch alone agrees, and your weights "
-                "are right. Of what do you take the mean, of losses or of perplexities?",
+                "are right. | Of what do you take the mean, of losses or of perplexities?",
                 lambda losses, tokens: weighed(losses.exp(), tokens)),
-        Mistake("no exponential", "Your result is the logarithm of the expected one. What is "
+        Mistake("no exponential", "Your result is the logarithm of the expected one. | What is "
                 "missing between a loss and a perplexity?", weighed),
         Mistake("losses taken for sums", "batch_losses are means over a batch's tokens. How do you "
                 "get the sum over its tokens back?",
@@ -684,7 +691,7 @@ CORPUS_PERPLEXITY = Blank(
                 "by?", lambda losses, tokens: (losses * tokens).mean().exp()),
         Mistake("a power of 2", "The losses are in nats, natural logarithms. Which number must be "
                 "raised to the mean?", lambda losses, tokens: 2 ** weighed(losses, tokens)),
-        Mistake("the sign", "Yours is 1 divided by the expected one. A loss is already minus a "
+        Mistake("the sign", "Yours is 1 divided by the expected one. | A loss is already minus a "
                 "log-probability: is another minus needed?",
                 lambda losses, tokens: (-weighed(losses, tokens)).exp())],
     right={"a product of powers": perplexity_as_a_product,

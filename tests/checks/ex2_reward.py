@@ -73,33 +73,34 @@ LAST_TOKEN_INDEX = Blank(
     formula="the largest position t with attention_mask[b, t] = 1, for every row b",
     place=PLACE.format("last_token_index"),
     mistakes=[
-        Mistake("one too far", "Yours is one more than the expected index everywhere. At which "
+        Mistake("one too far", "Yours is one more than the expected index everywhere. | At which "
                 "number do positions start?", lambda mask: rightmost(mask) + 1),
-        Mistake("always the last position (15)", "Rows without padding on the right agree. What "
-                "stands at the last position of the others?",
+        Mistake("always the last position (15)", "Rows without padding on the right agree. | What "
+                "stands at the last position of a row with padding on the right?",
                 lambda mask: torch.full((len(mask),), mask.shape[1] - 1)),
-        Mistake("the number of tokens minus 1 (16)", "Rows without padding on the left agree. A "
+        Mistake("the number of tokens minus 1 (16)", "Rows without padding on the left agree. | A "
                 "row of two tokens with padding before them: at which position is the second one?",
                 lambda mask: mask.sum(dim=1) - 1),
-        Mistake("the number of tokens (17)", "In a row without padding your index lies outside the "
-                "row. At which number do positions start, and at which one do counts?",
+        Mistake("the number of tokens (17)", "In a row without padding your index lies outside "
+                "the row. | At which number do positions start, and at which one do counts?",
                 lambda mask: mask.sum(dim=1)),
-        Mistake("the first real token", "Yours is the position of each row's first real token. "
+        Mistake("the first real token", "Yours is the position of each row's first real token. | "
                 "Where several entries are largest, which of them does argmax give?",
                 lambda mask: mask.argmax(dim=1)),
-        Mistake("the place before the first 0", "Rows with padding on the right agree. What is "
+        Mistake("the place before the first 0", "Rows with padding on the right agree. | What is "
                 "before the first 0 where there is no 0, and where the row begins with 0?",
                 lambda mask: mask.argmin(dim=1) - 1),
-        Mistake("the place before the first 0, modulo T", "Rows with padding on one side agree. "
+        Mistake("the place before the first 0, modulo T", "Rows with padding on one side agree. | "
                 "Where a row has padding on both sides, is the first 0 the one that you want?",
                 lambda mask: (mask.argmin(dim=1) - 1) % mask.shape[1]),
         Mistake("counted from the right", "Yours is how far the last real token is from the right "
-                "end. How do you turn that back into a position from the left?",
+                "end. | How do you turn a distance from the right end into a position from the "
+                "left?",
                 lambda mask: mask.flip(1).argmax(dim=1)),
-        Mistake("a column", "The numbers are right. What is the shape (B,) of one number a row, "
+        Mistake("a column", "The numbers are right. | What is the shape (B,) of one number a row, "
                 "and what is yours?", lambda mask: rightmost(mask).unsqueeze(1)),
-        Mistake("a float index", "The numbers are right. What dtype must a tensor have to be used "
-                "as an index?", lambda mask: rightmost(mask).float())],
+        Mistake("a float index", "The numbers are right. | What dtype must a tensor have to be "
+                "used as an index?", lambda mask: rightmost(mask).float())],
     right={"nonzero, row by row": index_by_loop, "the largest position": index_by_maximum})
 
 
@@ -143,35 +144,37 @@ POOL_SCORES = Blank(
     formula="token_scores[b, the position of row b's last real token]",
     place=PLACE.format("pool_scores"),
     mistakes=[
-        Mistake("always the last position (15)", "Rows without padding on the right agree. What "
-                "stands at the last position of the others?", lambda scores, mask: scores[:, -1]),
+        Mistake("always the last position (15)", "Rows without padding on the right agree. | What "
+                "stands at the last position of a row with padding on the right?",
+                lambda scores, mask: scores[:, -1]),
         Mistake("at the number of tokens minus 1 (16)", "Rows without padding on the left agree. "
-                "Where is the last real token of a row that begins with padding?",
+                "| Where is the last real token of a row that begins with padding?",
                 pool_at(lambda mask: mask.sum(dim=1) - 1)),
         Mistake("at the number of tokens (17)", "Yours fails in rows without padding, because "
-                "position T does not exist. At which number do positions start?",
+                "position T does not exist. | At which number do positions start?",
                 pool_at(lambda mask: mask.sum(dim=1))),
-        Mistake("at the first real token", "Yours is the score at each row's first real token. How "
-                "much of the answer has the model read there?",
+        Mistake("at the first real token", "Yours is the score at each row's first real token. | "
+                "How much of the answer has the model read at a row's first real token?",
                 pool_at(lambda mask: mask.argmax(dim=1))),
-        Mistake("the mean over the real tokens (19)", "Rows of one token agree. Which tokens' "
+        Mistake("the mean over the real tokens (19)", "Rows of one token agree. | Which tokens' "
                 "scores have seen the whole answer?",
                 lambda scores, mask: (scores * mask).sum(dim=1) / mask.sum(dim=1)),
-        Mistake("the sum over the real tokens", "Rows of one token agree. How many tokens' scores "
-                "should count?", lambda scores, mask: (scores * mask).sum(dim=1)),
-        Mistake("the largest score", "Rows of one token agree. Is the token with the best score "
+        Mistake("the sum over the real tokens", "Rows of one token agree. | How many tokens' "
+                "scores should count?", lambda scores, mask: (scores * mask).sum(dim=1)),
+        Mistake("the largest score", "Rows of one token agree. | Is the token with the best score "
                 "the one that has seen the whole answer?",
                 lambda scores, mask: scores.masked_fill(mask == 0, -torch.inf).amax(dim=1)),
-        Mistake("a bare squeeze (33)", "With two rows or more it agrees. Which dimensions does "
+        Mistake("a bare squeeze (33)", "With two rows or more it agrees. | Which dimensions does "
                 "squeeze() remove when B is 1?",
                 lambda scores, mask: scores.gather(1, rightmost(mask).unsqueeze(1)).squeeze()),
-        Mistake("a column", "The numbers are right. What is the shape of one score a row, and what "
-                "is yours?", lambda scores, mask: scores.gather(1, rightmost(mask).unsqueeze(1))),
-        Mistake("every row at every index", "Yours has the shape (B, B): each row is read at every "
-                "row's index. How do you tell each row to use its own one?",
+        Mistake("a column", "The numbers are right. | What is the shape of one score a row, and "
+                "what is yours?",
+                lambda scores, mask: scores.gather(1, rightmost(mask).unsqueeze(1))),
+        Mistake("every row at every index", "Yours has the shape (B, B): each row is read at "
+                "every row's index. | How do you tell each row to use its own index?",
                 lambda scores, mask: scores[:, rightmost(mask)]),
-        Mistake("no gradient", "The numbers are right. How does the loss reach the model when the "
-                "scores are turned into plain numbers?",
+        Mistake("no gradient", "The numbers are right. | How does the loss reach the model when "
+                "the scores are turned into plain numbers?",
                 lambda scores, mask: pool_at(rightmost)(scores.detach(), mask))],
     right={"a loop with a bool mask": pool_by_loop, "one-hot and einsum": pool_with_one_hot})
 
@@ -217,29 +220,30 @@ PREFERENCE_PROBABILITY = Blank(
     formula="P(chosen wins) = sigmoid(chosen - rejected)",
     place=PLACE.format("preference_probability"),
     mistakes=[
-        Mistake("the sign (20)", "Your probability and the expected one add up to 1. Which "
-                "answer's win is it about?",
+        Mistake("the sign (20)", "Your probability and the expected one add up to 1. | Which "
+                "answer's win is your probability about?",
                 lambda chosen, rejected: torch.sigmoid(rejected - chosen)),
         Mistake("no sigmoid", "A probability lies between 0 and 1. What maps a difference of "
                 "scores to it?", lambda chosen, rejected: chosen - rejected),
-        Mistake("the chosen score alone", "Your result does not depend on the rejected answer. "
+        Mistake("the chosen score alone", "Your result does not depend on the rejected answer. | "
                 "When both are excellent, how likely is the chosen one to win?",
                 lambda chosen, rejected: torch.sigmoid(chosen)),
-        Mistake("softmax over the batch", "Your probabilities add up to 1 over the pairs. Does a "
-                "pair compete with the other pairs?",
+        Mistake("softmax over the batch", "Your probabilities add up to 1 over the pairs. | Does "
+                "a pair compete with the other pairs?",
                 lambda chosen, rejected: (chosen - rejected).softmax(dim=0)),
         Mistake("a ratio of scores", "Add the same number to all scores, and your result changes. "
-                "Of what did Bradley and Terry take the ratio, of scores or of their "
+                "| Of what did Bradley and Terry take the ratio, of scores or of their "
                 "exponentials?", lambda chosen, rejected: chosen / (chosen + rejected)),
         Mistake("a ratio of exponentials", "It agrees but for large scores, where yours is no "
-                "number. What is exp(200) in float32, and what depends on the difference alone?",
+                "number. | What is exp(200) in float32, and what depends on the difference alone?",
                 lambda chosen, rejected: chosen.exp() / (chosen.exp() + rejected.exp())),
-        Mistake("a logarithm", "Yours is negative, the logarithm of the expected one. Which of the "
-                "two is asked for here?", lambda chosen, rejected: F.logsigmoid(chosen - rejected)),
-        Mistake("0 or 1", "Yours is 0 or 1. How sure is the model when two scores are close?",
+        Mistake("a logarithm", "Yours is negative, the logarithm of the expected one. | Which is "
+                "asked for here: the probability or its logarithm?",
+                lambda chosen, rejected: F.logsigmoid(chosen - rejected)),
+        Mistake("0 or 1", "Yours is 0 or 1. | How sure is the model when two scores are close?",
                 lambda chosen, rejected: (chosen > rejected).float()),
-        Mistake("a mean", "Yours is the mean of the expected ones. How many numbers are asked for, "
-                "one a pair or one a batch?",
+        Mistake("a mean", "Yours is the mean of the expected ones. | How many numbers are asked "
+                "for, one a pair or one a batch?",
                 lambda chosen, rejected: torch.sigmoid(chosen - rejected).mean())],
     right={"softmax of each pair": lambda chosen, rejected: torch.stack(
                [chosen, rejected]).softmax(dim=0)[0],
@@ -329,53 +333,54 @@ PAIRWISE_LOSS = Blank(
     place=PLACE.format("pairwise_loss"),
     mistakes=[
         Mistake("the sign of the difference (20)", "Your loss falls when the rejected answer gets "
-                "a better score. Which of the two should win?",
+                "a better score. | Which of the two answers should win?",
                 pairwise_like(difference=lambda c, r, m: r - c - m)),
-        Mistake("log(sigmoid) (21)", "It agrees but where the difference is -120, and yours is not "
-                "finite there. What is the sigmoid of -120 in float32, and which function computes "
-                "its logarithm in one go?", pairwise_like(loss=lambda d: -torch.sigmoid(d).log())),
+        Mistake("log(sigmoid) (21)", "It agrees but where the difference is -120, and yours is "
+                "not finite there. | What is the sigmoid of -120 in float32, and which function "
+                "computes its logarithm in one go?",
+                pairwise_like(loss=lambda d: -torch.sigmoid(d).log())),
         Mistake("a small number under the logarithm (22)", "It agrees but where the difference is "
-                "-120: yours stops at 18.4 and has no gradient there. Which function computes the "
-                "logarithm of a sigmoid in one go?",
+                "-120: yours stops at 18.4 and has no gradient there. | Which function computes "
+                "the logarithm of a sigmoid in one go?",
                 pairwise_like(loss=lambda d: -(torch.sigmoid(d) + 1e-8).log())),
-        Mistake("a sum (23)", "Without count, yours is the expected one times the number of pairs. "
-                "What does count mean when it is None?",
+        Mistake("a sum (23)", "Without count, yours is the expected one times the number of "
+                "pairs. | What does count mean when it is None?",
                 pairwise_like(average=lambda x, count: x.sum() / (1 if count is None else count))),
-        Mistake("the mean inside the logarithm (24)", "One pair alone agrees. Which comes first, "
-                "the mean over the pairs or the logarithm of each pair's sigmoid?",
+        Mistake("the mean inside the logarithm (24)", "One pair alone agrees. | Which comes "
+                "first, the mean over the pairs or the logarithm of each pair's sigmoid?",
                 pairwise_like(loss=lambda d: d, average=lambda d, count: -F.logsigmoid(
                     d.sum() / (len(d) if count is None else count)))),
-        Mistake("the mean inside the logarithm, count ignored (24)", "One pair alone agrees. What "
-                "is the loss of each pair by itself, and by what is their sum divided?",
+        Mistake("the mean inside the logarithm, count ignored (24)", "One pair alone agrees. | "
+                "What is the loss of each pair by itself, and by what is their sum divided?",
                 pairwise_like(loss=lambda d: d, average=lambda d, _: -F.logsigmoid(d.mean()))),
-        Mistake("the margin's sign (25)", "Without a margin it agrees. Should a pair that must win "
-                "by more have a larger loss or a smaller one?",
+        Mistake("the margin's sign (25)", "Without a margin it agrees. | Should a pair that must "
+                "win by more have a larger loss or a smaller one?",
                 pairwise_like(difference=lambda c, r, m: c - r + m)),
-        Mistake("the margin is ignored", "Without a margin it agrees. By how much should the "
+        Mistake("the margin is ignored", "Without a margin it agrees. | By how much should the "
                 "chosen score win?", pairwise_like(difference=lambda c, r, m: c - r)),
-        Mistake("the margin outside the sigmoid", "Without a margin it agrees. Yours only adds a "
-                "number to the loss: what is that number's gradient?", margin_outside),
+        Mistake("the margin outside the sigmoid", "Without a margin it agrees. | Yours only adds "
+                "a number to the loss: what is that number's gradient?", margin_outside),
         Mistake("the margin is asked for its truth", "It agrees with a margin that is one number. "
-                "Is a tensor of five margins true or false, and what does `is not None` ask "
+                "| Is a tensor of five margins true or false, and what does `is not None` ask "
                 "instead?", margin_asked_for_its_truth),
-        Mistake("a hinge (26)", "Yours has kinks: a tie costs exactly 1, not ln 2. Which loss did "
-                "Bradley and Terry's probability lead to?",
+        Mistake("a hinge (26)", "Yours has kinks: a tie costs exactly 1, not ln 2. | Which loss "
+                "did Bradley and Terry's probability lead to?",
                 pairwise_like(loss=lambda d: (1 - d).clamp(min=0))),
-        Mistake("no logarithm", "Yours is minus the probability itself. What is done to a "
+        Mistake("no logarithm", "Yours is minus the probability itself. | What is done to a "
                 "probability first, so that a pair that is very wrong costs very much?",
                 pairwise_like(loss=lambda d: -torch.sigmoid(d))),
-        Mistake("no minus", "Yours is the expected loss times -1. Is the logarithm of a "
+        Mistake("no minus", "Yours is the expected loss times -1. | Is the logarithm of a "
                 "probability positive or negative?", pairwise_like(loss=F.logsigmoid)),
-        Mistake("each score alone", "Add the same number to all scores, and your loss changes. Is "
-                "an answer good by itself here, or better than another one?", each_score_alone),
-        Mistake("count is ignored", "Without count it agrees. When the batch comes in pieces, who "
-                "knows how many pairs there are in all of it?",
+        Mistake("each score alone", "Add the same number to all scores, and your loss changes. | "
+                "Is an answer good by itself here, or better than another one?", each_score_alone),
+        Mistake("count is ignored", "Without count it agrees. | When the batch comes in pieces, "
+                "who knows how many pairs there are in all of it?",
                 pairwise_like(average=lambda x, count: x.mean())),
-        Mistake("divides a mean by count", "Without count it agrees. What have you divided by "
+        Mistake("divides a mean by count", "Without count it agrees. | What have you divided by "
                 "before you divide by count?",
                 pairwise_like(average=lambda x, count: x.mean() / (1 if count is None else count))),
         Mistake("divides by the number of answers", "Without count, yours is half of the expected "
-                "one. Is the mean over pairs or over answers?",
+                "one. | Is the mean over pairs or over answers?",
                 pairwise_like(average=lambda x, count: x.sum() / (
                     2 * len(x) if count is None else count)))],
     right={"cross-entropy of two classes in float64": pairwise_with_cross_entropy,
@@ -427,35 +432,36 @@ PREFERENCE_ACCURACY = Blank(
     formula="the number of pairs with chosen > rejected / the number of pairs",
     place=PLACE.format("preference_accuracy"),
     mistakes=[
-        Mistake("a tie is right (27)", "Without ties it agrees. A model that gives every answer "
+        Mistake("a tie is right (27)", "Without ties it agrees. | A model that gives every answer "
                 "the same score has learned nothing: what accuracy should it have?",
                 accuracy_like(lambda chosen, rejected: chosen >= rejected)),
-        Mistake("a tie is half right", "Without ties it agrees. What does a tie count for here?",
+        Mistake("a tie is half right", "Without ties it agrees. | What does a tie count for here?",
                 accuracy_like(lambda chosen, rejected: (chosen > rejected).float()
                               + 0.5 * (chosen == rejected))),
-        Mistake("the rejected answer wins", "Yours counts the pairs that the model has wrong. "
+        Mistake("the rejected answer wins", "Yours counts the pairs that the model has wrong. | "
                 "Which score should be the higher one?",
                 accuracy_like(lambda chosen, rejected: chosen < rejected)),
-        Mistake("a number of pairs", "Yours is a count. By what must it be divided?",
+        Mistake("a number of pairs", "Yours is a count. | By what must a number of pairs be "
+                "divided?",
                 lambda chosen, rejected: (chosen > rejected).float().sum()),
-        Mistake("percent", "Yours is the expected one times 100. What is all of it: 1 or 100?",
+        Mistake("percent", "Yours is the expected one times 100. | What is all of it: 1 or 100?",
                 lambda chosen, rejected: 100 * (chosen > rejected).float().mean()),
-        Mistake("the mean probability", "Yours is how sure the model is. How is a pair counted "
+        Mistake("the mean probability", "Yours is how sure the model is. | How is a pair counted "
                 "when it is won with 51%?",
                 accuracy_like(lambda chosen, rejected: torch.sigmoid(chosen - rejected))),
-        Mistake("right minus wrong", "Yours is below 0 where most pairs are wrong. What does a "
+        Mistake("right minus wrong", "Yours is below 0 where most pairs are wrong. | What does a "
                 "wrong pair add to the number of right ones?",
                 accuracy_like(lambda chosen, rejected: (chosen - rejected).sign())),
-        Mistake("a positive score is right", "Add 100 to all scores, and your accuracy is 1. What "
-                "is the chosen score to be compared with?",
+        Mistake("a positive score is right", "Add 100 to all scores, and your accuracy is 1. | "
+                "What is the chosen score to be compared with?",
                 accuracy_like(lambda chosen, rejected: chosen > 0)),
-        Mistake("the means are compared", "Yours is 0 or 1. What is compared first: the two scores "
-                "of each pair, or the means?",
+        Mistake("the means are compared", "Yours is 0 or 1. | What is compared first: the two "
+                "scores of each pair, or the means?",
                 accuracy_like(lambda chosen, rejected: chosen.mean() > rejected.mean())),
-        Mistake("every chosen with every rejected", "One pair alone agrees. How many comparisons "
-                "do you make: B, or B times B?",
+        Mistake("every chosen with every rejected", "One pair alone agrees. | How many "
+                "comparisons do you make: B, or B times B?",
                 accuracy_like(lambda chosen, rejected: chosen.unsqueeze(1) > rejected)),
-        Mistake("one result a pair", "Your entries are right, one a pair. How many numbers are "
+        Mistake("one result a pair", "Your entries are right, one a pair. | How many numbers are "
                 "asked for?", lambda chosen, rejected: (chosen > rejected).float())],
     right={"signs": lambda chosen, rejected: (chosen - rejected).sign().clamp(min=0).mean(),
            "a count and a division": lambda chosen, rejected: torch.tensor(

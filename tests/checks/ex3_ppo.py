@@ -94,35 +94,35 @@ LOGPROBS = Blank(
         Mistake("the token's own position (28)", "At its own position the model has already read "
                 "the token. Which position had to guess it?",
                 logprobs_like(positions=slice(1, None))),
-        Mistake("shifted twice", "T tokens go in, and T-1 numbers come out. The logits already "
+        Mistake("shifted twice", "T tokens go in, and T-1 numbers come out. | The logits already "
                 "begin one position before the response: what else did you cut?",
                 logprobs_like(tokens=slice(1, None))),
         Mistake("raw logits (29)", "Does the sum of exp of your numbers over the whole vocabulary "
                 "make 1?", logprobs_like(normalise=lambda z: z)),
-        Mistake("probabilities (30)", "Your numbers lie between 0 and 1. In what range are "
+        Mistake("probabilities (30)", "Your numbers lie between 0 and 1. | In what range are "
                 "logarithms of probabilities?", logprobs_like(normalise=lambda z: z.softmax(-1))),
         Mistake("the log of softmax (31)", "It agrees on small logits, and on large ones it is "
-                "-inf. What is softmax of a logit 200 below the best, in float32?",
+                "-inf. | What is softmax of a logit 200 below the best, in float32?",
                 logprobs_like(normalise=lambda z: z.softmax(-1).log())),
         Mistake("softmax over the positions (32)", "Over which dimension should the probabilities "
                 "sum to 1: the positions or the vocabulary?",
                 logprobs_like(normalise=lambda z: z.log_softmax(dim=1))),
-        Mistake("squeezes all dimensions (33)", "With several rows and tokens it agrees. What "
+        Mistake("squeezes all dimensions (33)", "With several rows and tokens it agrees. | What "
                 "becomes of a batch of one row, or of one token, in your last step?",
                 logprobs_like(finish=lambda picked, temperature: picked.squeeze().float())),
-        Mistake("no temperature (34)", "At temperature 1 it agrees. From which distribution were "
-                "the tokens sampled?", logprobs_like(scale=lambda z, temperature: z)),
-        Mistake("multiplied by the temperature", "At temperature 1 it agrees. Does a high "
+        Mistake("no temperature (34)", "At temperature 1 it agrees. | From which distribution "
+                "were the tokens sampled?", logprobs_like(scale=lambda z, temperature: z)),
+        Mistake("multiplied by the temperature", "At temperature 1 it agrees. | Does a high "
                 "temperature make a distribution flatter or sharper, and does yours?",
                 logprobs_like(scale=torch.mul)),
-        Mistake("the temperature comes too late", "At temperature 1 it agrees. Do your "
-                "probabilities still sum to 1 at another one?",
+        Mistake("the temperature comes too late", "At temperature 1 it agrees. | Do your "
+                "probabilities still sum to 1 at another temperature?",
                 logprobs_like(scale=lambda z, temperature: z, finish=lambda picked, temperature: (
                     picked.squeeze(-1) / temperature))),
-        Mistake("computed in half precision", "In float32 it agrees. In bfloat16 numbers have "
+        Mistake("computed in half precision", "In float32 it agrees. | In bfloat16 numbers have "
                 "three digits: when do you change the dtype?", logprobs_like(cast=lambda z: z)),
-        Mistake("the result stays in half precision", "In float32 it agrees. Which dtype has the "
-                "result when the logits are bfloat16?", logprobs_like(
+        Mistake("the result stays in half precision", "In float32 it agrees. | Which dtype has "
+                "the result when the logits are bfloat16?", logprobs_like(
                     cast=lambda z: z, finish=lambda picked, temperature: picked.squeeze(-1))),
         Mistake("the sign of a loss", "Can the logarithm of a probability be positive?",
                 logprobs_like(finish=lambda picked, temperature: -picked.squeeze(-1))),
@@ -220,31 +220,32 @@ MASK = Blank(
     formula="mask_t = 1 if none of the tokens before t is an end token, else 0",
     place=PLACE.format("response_mask"),
     mistakes=[
-        Mistake("the end token is left out (2)", "Every row with an end is one token short. Should "
-                "the policy learn to stop?",
+        Mistake("the end token is left out (2)", "Every row with an end is one token short. | "
+                "Should the policy learn to stop?",
                 mask_like(lambda is_end, before: before + is_end == 0)),
         Mistake("what follows the first end token is kept", "Rows with one end token at their end "
-                "agree. How many end tokens may have come before a token that counts?",
+                "agree. | How many end tokens may have come before a token that counts?",
                 mask_like(lambda is_end, before: before + is_end <= 1)),
-        Mistake("one token too many", "The mask ends one token after the end token. Do you count "
-                "the end tokens before a token, or those before its neighbour?",
+        Mistake("one token too many", "The mask ends one token after the end token. | Do you "
+                "count the end tokens before a token, or those before its neighbour?",
                 mask_like(one_too_many)),
-        Mistake("up to the last end token", "Rows with one end token agree. Which of several ends "
-                "a response?", mask_like(up_to_the_last)),
-        Mistake("masked by id (7)", "Only end tokens are masked. Are the words that follow one "
-                "part of the response?", mask_like(lambda is_end, before: is_end == 0)),
-        Mistake("one end token only", "With one end token it agrees. What of the others in "
+        Mistake("up to the last end token", "Rows with one end token agree. | Which of several "
+                "end tokens ends a response?", mask_like(up_to_the_last)),
+        Mistake("masked by id (7)", "Only end tokens are masked. | Are the words that follow an "
+                "end token part of the response?", mask_like(lambda is_end, before: is_end == 0)),
+        Mistake("one end token only", "With one end token it agrees. | What of the other ids in "
                 "eos_ids?", mask_like(right_mask, ends=slice(1))),
-        Mistake("a row without an end has one token", "Rows with an end token agree. What does "
+        Mistake("a row without an end has one token", "Rows with an end token agree. | What does "
                 "your search give in a row where it finds nothing?", mask_like(up_to_argmax)),
-        Mistake("a row without an end has no token", "Rows with an end token agree. Is a response "
-                "that was cut off before its end no response?",
+        Mistake("a row without an end has no token", "Rows with an end token agree. | Is a "
+                "response that was cut off before its end no response?",
                 mask_like(lambda is_end, before: (before == 0) & (is_end.sum(1, True) > 0))),
-        Mistake("counts down the batch", "With one row every token is kept. Along which dimension "
-                "do you count?",
+        Mistake("counts down the batch", "With one row every token is kept. | Along which "
+                "dimension do you count?",
                 mask_like(lambda is_end, before: is_end.cumsum(dim=0) - is_end == 0)),
-        *[Mistake(f"a mask of {dtype}", "The zeros and ones are right. The mask will be multiplied "
-                  "with losses: which dtype should it have?", mask_like(right_mask, dtype))
+        *[Mistake(f"a mask of {dtype}", "The zeros and ones are right. | The mask will be "
+                  "multiplied with losses: which dtype should it have?",
+                  mask_like(right_mask, dtype))
           for dtype in (torch.bool, torch.long)]],
     right={"a product of what is no end token": mask_by_cumprod, "lengths": mask_by_lengths})
 
@@ -314,15 +315,17 @@ KL = Blank(
     formula="k1 = -log r; k2 = (log r)^2 / 2; k3 = (r - 1) - log r; with r = p_ref / p",
     place=PLACE.format("kl_penalty"),
     mistakes=[
-        Mistake("k1 with the wrong sign (37)", "k1 is exactly -1 times the expected one. What "
-                "should its sign be where the policy likes a token better than the reference does?",
+        Mistake("k1 with the wrong sign (37)", "k1 is exactly -1 times the expected one. | What "
+                "should the sign of k1 be where the policy likes a token better than the "
+                "reference does?",
                 kl_like(k1=lambda x: x)),
-        Mistake("the size of k1 (38)", "Your k1 is never negative. Is its mean then still the KL?",
+        Mistake("the size of k1 (38)", "Your k1 is never negative. | Is the mean still the KL "
+                "when k1 is never negative?",
                 kl_like(k1=torch.abs)),
-        Mistake("k2 without the half (39)", "k2 is exactly twice the expected one. For policies "
+        Mistake("k2 without the half (39)", "k2 is exactly twice the expected one. | For policies "
                 "that are close the KL is about (log r)^2, times what?", kl_like(k2=torch.square)),
         Mistake("k3 upside down (40)", "Your k3 agrees while the policies are close, and differs "
-                "when they are far apart. Which way round is r?",
+                "when they are far apart. | Which way round is r?",
                 kl_like(k3=lambda x: (-x).exp() - 1 + x)),
         Mistake("k3 without -1 (41)", "What is your k3 where both policies are the same, and what "
                 "is the KL of a distribution from itself?", kl_like(k3=lambda x: x.exp() - x)),
@@ -333,18 +336,19 @@ KL = Blank(
         Mistake("weighted by the probability (43)", "The tokens were drawn from the policy, so "
                 "likely ones already come up often. By what do you multiply?",
                 kl_like(finish=lambda x, new: x * new.exp())),
-        Mistake("policy and reference swapped", "k2 agrees, k1 has the wrong sign and k3 is upside "
-                "down. Which of the two policies sampled the tokens?",
+        Mistake("policy and reference swapped", "k2 agrees, k1 has the wrong sign and k3 is "
+                "upside down. | Which of the two policies sampled the tokens?",
                 kl_like(arrange=lambda new, ref: (ref, new))),
-        Mistake("always k1", "k1 agrees. Do the other names change anything in your function?",
+        Mistake("always k1", "k1 agrees. | Do the names of the other estimators change anything "
+                "in your function?",
                 kl_like(choose=lambda name: "k1")),
         Mistake("summed over the tokens", "Which shape is promised: a number a response or a "
                 "number a token?", kl_like(finish=lambda x, new: x.sum(dim=1))),
-        Mistake("the reference is detached (36)", "The numbers are right. Is it this function's "
+        Mistake("the reference is detached (36)", "The numbers are right. | Is it this function's "
                 "business to decide what is constant? (The lesson once puts the policy second.)",
                 kl_like(arrange=lambda new, ref: (new, ref.detach()))),
-        Mistake("no gradient", "The numbers are right. If this KL is added to a loss, what does it "
-                "change in the policy?", kl_like(finish=lambda x, new: x.detach()))],
+        Mistake("no gradient", "The numbers are right. | If this KL is added to a loss, what does "
+                "it change in the policy?", kl_like(finish=lambda x, new: x.detach()))],
     right={"from the ratio, in float64": kl_from_ratios})
 
 
@@ -427,33 +431,34 @@ REWARDS = Blank(
     formula="r_t = -beta KL_t on real tokens, plus the score on the last of them",
     place=PLACE.format("shape_rewards"),
     mistakes=[
-        Mistake("the penalty is a bonus (45)", "The score arrives where it should. Does a token "
+        Mistake("the penalty is a bonus (45)", "The score arrives where it should. | Does a token "
                 "with a large KL lose or gain?", rewards_like(sign=1.0)),
-        Mistake("the score on the last column (46)", "Rows without padding agree. In a short row, "
-                "what stands in the last column?", rewards_like(place=at(lambda n: -1))),
+        Mistake("the score on the last column (46)", "Rows without padding agree. | In a short "
+                "row, what stands in the last column?", rewards_like(place=at(lambda n: -1))),
         Mistake("the score on every token (47)", "How much would a response of ten tokens earn in "
                 "all?", rewards_like(place=lambda scores, mask: mask * scores.unsqueeze(1))),
-        Mistake("the score on the padding too", "Rows without padding agree. Where in a short row "
-                "does the sum so far equal the whole sum: on the last token only?",
+        Mistake("the score on the padding too", "Rows without padding agree. | Where in a short "
+                "row does the sum so far equal the whole sum: on the last token only?",
                 rewards_like(place=lambda scores, mask: (1 - mask + last_of(mask)) * (
                     scores.unsqueeze(1)))),
-        Mistake("all of the KL on the last token (48)", "A row's total agrees. Which token should "
-                "pay for which KL?", rewards_like(penalty=lambda kl, mask: (
+        Mistake("all of the KL on the last token (48)", "A row's total agrees. | Which token "
+                "should pay for which KL?", rewards_like(penalty=lambda kl, mask: (
                     last_of(mask) * (kl * mask).sum(dim=1, keepdim=True)))),
-        Mistake("the KL of the padding (49)", "Rows without padding agree. What should the reward "
-                "be where the mask is 0?", rewards_like(penalty=lambda kl, mask: kl)),
-        Mistake("the score replaces the KL (50)", "All tokens but the last agree. What of the last "
-                "token's own KL?", rewards_like(keep=0.0)),
+        Mistake("the KL of the padding (49)", "Rows without padding agree. | What should the "
+                "reward be where the mask is 0?", rewards_like(penalty=lambda kl, mask: kl)),
+        Mistake("the score replaces the KL (50)", "All tokens but the last agree. | What of the "
+                "last token's own KL?", rewards_like(keep=0.0)),
         Mistake("scores along the tokens (89)", "Scores are (B,) and rewards (B, T). To which "
                 "dimension of the rewards does PyTorch line up a (B,)?",
                 rewards_like(place=lambda scores, mask: last_of(mask) * scores)),
         Mistake("one place too far (17)", "Counts start at 1. At which index is the last of n "
                 "tokens?", rewards_like(place=at(lambda n: n))),
-        *[Mistake(f"a row without tokens is scored at its {name} place", "Rows with a token agree. "
-                  "Where does the score go when there are no tokens, and should it go anywhere?",
+        *[Mistake(f"a row without tokens is scored at its {name} place", "Rows with a token "
+                  "agree. | Where does the score go when there are no tokens, and should it go "
+                  "anywhere?",
                   rewards_like(place=at(index))) for name, index in (
                       ("last", lambda n: n - 1), ("first", lambda n: (n - 1).clamp(min=0)))],
-        Mistake("no score", "The penalties are right. Where does the score come in?",
+        Mistake("no score", "The penalties are right. | Where does the score come in?",
                 rewards_like(place=lambda scores, mask: 0.0)),
         Mistake("writes into the KL", "Your function changes the KL that it was given. Who else "
                 "still needs it?", rewards_in_place)],
@@ -570,30 +575,30 @@ GAE = Blank(
     mistakes=[
         Mistake("the loop runs forward (51)", "A_t needs A_{t+1}. From which end must the loop "
                 "start?", forward_gae),
-        Mistake("the list is never turned round", "Your advantages are the expected ones, the last "
-                "token's first. The loop collects them from the end: in which order do they lie "
-                "in the list, and what turns it round?", never_turned_round),
-        Mistake("returns are discounted rewards (57)", "The advantages are right. Yours is the sum "
-                "of the rewards to come, which is A + V for lambda 1 alone. What does the "
+        Mistake("the list is never turned round", "Your advantages are the expected ones, the "
+                "last token's first. | The loop collects the advantages from the end: in which "
+                "order do they lie in the list, and what turns it round?", never_turned_round),
+        Mistake("returns are discounted rewards (57)", "The advantages are right. Yours is the "
+                "sum of the rewards to come, which is A + V for lambda 1 alone. | What does the "
                 "formula add to A?", returns_of_rewards),
         Mistake("the padding is not masked (52)", "Rows without padding agree, and the others "
-                "differ up to where the mask turns 0. Does your running sum start afresh at the "
+                "differ up to where the mask turns 0. | Does your running sum start afresh at the "
                 "end of each response, and is V past it 0?", gae_like(next_value_mask=False)),
         Mistake("bootstraps from the last value (53)", "The episode is over after the last token. "
                 "What is the value of what comes then?", gae_like(bootstrap=True)),
         Mistake("gamma and lambda swapped (54)", "Which of gamma and lambda discounts V_{t+1} in "
                 "delta?", gae_like(discount=lambda gamma, lam: lam)),
-        Mistake("lambda left out (55)", "Your advantages are those of lambda = 1. By what does "
+        Mistake("lambda left out (55)", "Your advantages are those of lambda = 1. | By what does "
                 "A_{t+1} shrink on its way to A_t?", gae_like(decay=lambda gamma, lam: gamma)),
         Mistake("delta without V_{t+1} (56)", "delta compares V_t with the reward and what?",
                 gae_like(with_next=False)),
-        Mistake("returns are the advantages (57)", "The advantages are right. The value function "
-                "should learn the whole return: what must be added to A?",
+        Mistake("returns are the advantages (57)", "The advantages are right. | The value "
+                "function should learn the whole return: what must be added to A?",
                 gae_like(targets=lambda advantages, values: advantages)),
-        Mistake("returns subtract the value (57)", "The advantages are right. A = return - V: "
+        Mistake("returns subtract the value (57)", "The advantages are right. | A = return - V: "
                 "which sign has V in the return?",
                 gae_like(targets=lambda advantages, values: advantages - values)),
-        Mistake("carries a graph (58)", "The numbers are right. Should the policy's loss send "
+        Mistake("carries a graph (58)", "The numbers are right. | Should the policy's loss send "
                 "gradients through the advantages into the value head?", gae_like(detach=False)),
         Mistake("edits the rewards (59)", "Your function writes into the rewards that it was "
                 "given. Who else still needs them?", gae_in_place)],

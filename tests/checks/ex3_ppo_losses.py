@@ -130,49 +130,49 @@ WHITEN = Blank(
     "shift_mean + mean; 0 off the mask, and everywhere when there are fewer than two",
     place=PLACE.format("masked_whiten"),
     mistakes=[
-        Mistake("the padding counts (60)", "Without padding it agrees. Which numbers belong to the "
-                "mean and the variance?", whiten_like(lambda x, mask: (x.mean(), x.var()))),
-        Mistake("the padding counts as zeros (60)", "Without padding it agrees. You multiply by "
+        Mistake("the padding counts (60)", "Without padding it agrees. | Which numbers belong to "
+                "the mean and the variance?", whiten_like(lambda x, mask: (x.mean(), x.var()))),
+        Mistake("the padding counts as zeros (60)", "Without padding it agrees. | You multiply by "
                 "the mask: by how many entries do you divide?",
                 whiten_like(lambda x, mask: ((x * mask).mean(), (x * mask).var()))),
-        Mistake("the padding counts in the variance (60)", "The mean is right. Whose squares do "
+        Mistake("the padding counts in the variance (60)", "The mean is right. | Whose squares do "
                 "you add up?", whiten_like(lambda x, mask: (
                     moments(x, mask)[0],
                     (x - moments(x, mask)[0]).square().sum() / (mask.sum() - 1)))),
         Mistake("the biased variance (61)", "But for eps, every entry is sqrt(n / (n - 1)) times "
-                "the expected one. Which of the two variances do you divide by?",
+                "the expected one. | Which of the two variances do you divide by?",
                 whiten_like(lambda x, mask: (
                     moments(x, mask)[0], moments(x, mask)[1] * (mask.sum() - 1) / mask.sum()))),
-        Mistake("the mean is never removed (62)", "With shift_mean False it agrees. What should "
-                "the mean be otherwise?",
+        Mistake("the mean is never removed (62)", "With shift_mean False it agrees. | What should "
+                "the mean be when shift_mean is True?",
                 whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f + mean)),
-        Mistake("the mean is always removed (62)", "With shift_mean True it agrees. What does your "
-                "function do when it is False?",
+        Mistake("the mean is always removed (62)", "With shift_mean True it agrees. | What does "
+                "your function do when shift_mean is False?",
                 whiten_like(apply=lambda x, mean, f, shift: (x - mean) * f)),
-        Mistake("x itself is scaled (62)", "With shift_mean True it agrees. Without it the mean "
-                "stays what it was: is the mean scaled in yours?",
+        Mistake("x itself is scaled (62)", "With shift_mean True it agrees. | With shift_mean "
+                "False the mean stays what it was: is the mean scaled in yours?",
                 whiten_like(apply=lambda x, mean, f, shift: (x - shift * mean) * f)),
-        Mistake("the mean square for the variance", "With shift_mean True it agrees. Is a variance "
-                "about 0 or about the mean?", whiten_about_zero),
-        Mistake("the mean of the squares minus the square of the mean", "Small numbers agree. "
+        Mistake("the mean square for the variance", "With shift_mean True it agrees. | Is a "
+                "variance about 0 or about the mean?", whiten_about_zero),
+        Mistake("the mean of the squares minus the square of the mean", "Small numbers agree. | "
                 "float32 has seven digits: how many of them are left when two squares of 10000 "
                 "are subtracted?", whiten_like(moments_of_squares)),
-        Mistake("each row by itself (63)", "A single row agrees. Over what are mean and variance "
-                "taken: a row or the batch?", whiten_like(moments_by_row)),
+        Mistake("each row by itself (63)", "A single row agrees. | Over what are mean and "
+                "variance taken: a row or the batch?", whiten_like(moments_by_row)),
         Mistake("divided by the variance (64)", "Is the variance of your result 1? Which power of "
                 "the variance must a number be divided by?",
                 whiten_like(scale=lambda variance, eps: 1 / (variance + eps))),
-        Mistake("eps outside the root (80)", "It agrees where eps is negligible. Is eps added to "
-                "the variance or to its root?",
+        Mistake("eps outside the root (80)", "It agrees where eps is negligible. | Is eps added "
+                "to the variance or to its root?",
                 whiten_like(scale=lambda variance, eps: 1 / (variance.sqrt() + eps))),
-        Mistake("an eps of its own", "With the default eps it agrees. Do you use the one that is "
-                "given?", whiten_like(scale=lambda variance, eps: (variance + 1e-8).rsqrt())),
-        Mistake("the padding is not 0", "Real entries agree. What should stand where the mask is "
-                "0?", whiten_like(clean=lambda x, mask: x)),
-        Mistake("too few entries", "It agrees where there is something to whiten. What is the "
+        Mistake("an eps of its own", "With the default eps it agrees. | Do you use the eps that "
+                "is given?", whiten_like(scale=lambda variance, eps: (variance + 1e-8).rsqrt())),
+        Mistake("the padding is not 0", "Real entries agree. | What should stand where the mask "
+                "is 0?", whiten_like(clean=lambda x, mask: x)),
+        Mistake("too few entries", "It agrees where there is something to whiten. | What is the "
                 "variance of a single number, with n - 1 below?", whiten_like(least=0)),
-        Mistake("one entry counts as enough", "It agrees where there is something to whiten. From "
-                "how many entries on is there an unbiased variance?", whiten_like(least=1))],
+        Mistake("one entry counts as enough", "It agrees where there is something to whiten. | "
+                "From how many entries on is there an unbiased variance?", whiten_like(least=1))],
     right={"chosen entries in float64, the shift last": whiten_chosen_entries,
            "two passes in float32": whiten_like()})
 
@@ -203,26 +203,27 @@ def average_or(zero):
 def average_mistakes(version):
     """What goes wrong with averages. `version(average=...)` makes the function."""
     return [
-        Mistake("the mean over padding too (71)", "Without padding it agrees. By how many tokens "
-                "do you divide?", version(average=average_by(torch.Tensor.numel))),
-        Mistake("a sum", "Twice as many tokens would give twice your result. Is it a sum or a "
+        Mistake("the mean over padding too (71)", "Without padding it agrees. | By how many "
+                "tokens do you divide?", version(average=average_by(torch.Tensor.numel))),
+        Mistake("a sum", "Twice as many tokens would give twice your result. | Is it a sum or a "
                 "mean?", version(average=lambda x, mask, count: (x * mask).sum())),
         Mistake("divided by the rows", "Is it a mean over tokens or over responses? By how many do "
                 "you divide?", version(average=average_by(len))),
-        Mistake("a mean of the rows' means (71)", "Rows of equal length agree. Does a token of a "
-                "short row weigh as much as one of a long row?", version(average=mean_of_rows)),
-        Mistake("the padding is added up", "Without padding it agrees. You divide by the real "
+        Mistake("a mean of the rows' means (71)", "Rows of equal length agree. | Does a token of "
+                "a short row weigh as much as one of a long row?", version(average=mean_of_rows)),
+        Mistake("the padding is added up", "Without padding it agrees. | You divide by the real "
                 "tokens: are they alone in the sum?",
                 version(average=lambda x, mask, count: average(x, mask * 0 + 1, (
                     mask.sum().clamp(min=1) if count is None else count)))),
-        Mistake("count is ignored", "Without a count it agrees. By what do you divide when a count "
-                "is given?", version(average=lambda x, mask, count: average(x, mask, None))),
-        Mistake("0 divided by 0", "It agrees where there are real tokens. By how many do you "
-                "divide where there are none?", version(average=average_by(torch.Tensor.sum))),
-        Mistake("0 without a graph", "The values are right. Where there is no real token, what "
+        Mistake("count is ignored", "Without a count it agrees. | By what do you divide when a "
+                "count is given?", version(average=lambda x, mask, count: average(x, mask, None))),
+        Mistake("0 divided by 0", "It agrees where there are real tokens. | By how many do you "
+                "divide where there are no real tokens?",
+                version(average=average_by(torch.Tensor.sum))),
+        Mistake("0 without a graph", "The values are right. | Where there is no real token, what "
                 "does loss.backward() do with your 0?",
                 version(average=average_or(lambda: torch.zeros(())))),
-        Mistake("a new 0 with a graph of its own", "The values are right, and backward() works. "
+        Mistake("a new 0 with a graph of its own", "The values are right, and backward() works. | "
                 "Where there is no real token, from what is your 0 computed: does its graph lead "
                 "back to the inputs?",
                 version(average=average_or(lambda: torch.zeros(()).requires_grad_())))]
@@ -333,16 +334,17 @@ POLICY_LOSS = Blank(
     "over the real tokens and divided by count",
     place=PLACE.format("ppo_policy_loss"), outputs=("loss", "clip_fraction"),
     mistakes=[
-        Mistake("the smaller loss (65)", "At ratio 1 it agrees. Pessimistic means that the larger "
-                "of the two losses counts: which one do you take?",
+        Mistake("the smaller loss (65)", "At ratio 1 it agrees. | Pessimistic means that the "
+                "larger of the two losses counts: which one do you take?",
                 policy_loss_like(choose=torch.min)),
-        Mistake("the clipped term alone (66)", "Inside the clip it agrees. When the ratio is 2 and "
-                "the advantage negative, who pulls it back?",
+        Mistake("the clipped term alone (66)", "Inside the clip it agrees. | When the ratio is 2 "
+                "and the advantage negative, who pulls it back?",
                 policy_loss_like(choose=lambda loss, clipped: clipped)),
-        Mistake("no clip (67)", "Inside the clip it agrees. What keeps a large ratio from paying?",
+        Mistake("no clip (67)", "Inside the clip it agrees. | What keeps a large ratio from "
+                "paying?",
                 policy_loss_like(choose=lambda loss, clipped: loss)),
         Mistake("the ratio upside down (68)", "At ratio 1 the value is right and the gradient is "
-                "exactly -1 times the expected one. Which way round is the ratio?",
+                "exactly -1 times the expected one. | Which way round is the ratio?",
                 policy_loss_like(ratio=lambda new, old: torch.exp(old - new))),
         Mistake("the ratio is not exponentiated (69)", "A ratio of probabilities is 1 where they "
                 "are equal. What is a difference of log-probabilities there?",
@@ -350,23 +352,23 @@ POLICY_LOSS = Blank(
         Mistake("the objective's sign (70)", "The paper maximises an objective; an optimiser "
                 "minimises a loss. What is the sign of yours?",
                 policy_loss_like(sign=1.0, choose=torch.min)),
-        Mistake("old log-probs are the current ones (72)", "Where the policy has moved, your ratio "
-                "is still 1. Which policy sampled?",
+        Mistake("old log-probs are the current ones (72)", "Where the policy has moved, your "
+                "ratio is still 1. | Which policy sampled?",
                 policy_loss_like(ratio=lambda new, old: torch.exp(new - new))),
         Mistake("the log-ratio is clipped (73)", "Close to the clip range, not quite on it: are 1 "
                 "- eps and 1 + eps bounds of the ratio or of its logarithm?", log_ratio_clamped),
-        Mistake("the fraction counts both sides", "The loss is right. A ratio outside the clip "
+        Mistake("the fraction counts both sides", "The loss is right. | A ratio outside the clip "
                 "counts only where the clipped term decides: when does it not?",
                 policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: r != bounded)),
-        Mistake("the fraction counts ties", "The loss is right. Inside the clip the two terms are "
-                "equal: is such a token clipped?",
+        Mistake("the fraction counts ties", "The loss is right. | Inside the clip the two terms "
+                "are equal: is such a token clipped?",
                 policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: clipped >= loss)),
-        Mistake("the fraction carries a graph", "The numbers are right. The fraction is only "
+        Mistake("the fraction carries a graph", "The numbers are right. | The fraction is only "
                 "looked at: what does it keep in memory as long as it has a graph?",
                 policy_loss_like(is_clipped=lambda loss, clipped, r, bounded: (
                     (clipped - loss).sign().clamp(min=0)))),
-        Mistake("the fraction ignores count", "The loss is right. By what do you divide the number "
-                "of clipped tokens?", policy_loss_like(
+        Mistake("the fraction ignores count", "The loss is right. | By what do you divide the "
+                "number of clipped tokens?", policy_loss_like(
                     average_clipped=lambda x, mask, count: average(x, mask, None))),
         *average_mistakes(policy_loss_like)],
     right={"written as cases": policy_loss_by_cases})
@@ -447,11 +449,11 @@ VALUE_LOSS = Blank(
     "summed over the real tokens and divided by count",
     place=PLACE.format("ppo_value_loss"),
     mistakes=[
-        Mistake("the smaller error (74)", "Inside the clip it agrees. Pessimistic means that the "
-                "larger of the two errors counts: which one do you take?",
+        Mistake("the smaller error (74)", "Inside the clip it agrees. | Pessimistic means that "
+                "the larger of the two errors counts: which one do you take?",
                 value_loss_like(choose=torch.min)),
         Mistake("the half is missing (75)", "Value and gradient are exactly twice the expected "
-                "ones. Which factor belongs to a squared error here?", value_loss_like(half=1.0)),
+                "ones. | Which factor belongs to a squared error here?", value_loss_like(half=1.0)),
         Mistake("the value itself is clipped (76)", "Where are your clipped values, whatever the "
                 "old ones are? What should be at most eps: a value or a change?",
                 value_loss_like(bound=lambda new, old, returns, eps: new.clamp(-eps, eps))),
@@ -466,13 +468,13 @@ VALUE_LOSS = Blank(
         Mistake("only the change is compared", "What does your clipped term hold besides the "
                 "change of the value?", value_loss_like(
                     bound=lambda new, old, returns, eps: (new - old).clamp(-eps, eps))),
-        Mistake("the clipped error alone", "Inside the clip it agrees. When a value has jumped far "
-                "in the wrong direction, what brings it back?",
+        Mistake("the clipped error alone", "Inside the clip it agrees. | When a value has jumped "
+                "far in the wrong direction, what brings it back?",
                 value_loss_like(choose=lambda free, clipped: clipped)),
-        Mistake("no clip, or one around the return (76)", "Inside the clip it agrees. What keeps a "
-                "value from gaining by a jump: is it bound to anything but the return?",
+        Mistake("no clip, or one around the return (76)", "Inside the clip it agrees. | What "
+                "keeps a value from gaining by a jump: is it bound to anything but the return?",
                 value_loss_like(choose=lambda free, clipped: free)),
-        Mistake("the mean of both errors", "Inside the clip it agrees. Do both errors count, or "
+        Mistake("the mean of both errors", "Inside the clip it agrees. | Do both errors count, or "
                 "one of them?", value_loss_like(choose=lambda free, clipped: (free + clipped) / 2)),
         *average_mistakes(value_loss_like)],
     right={"written as cases, in float64": value_loss_by_cases})
@@ -582,35 +584,36 @@ ENTROPY = Blank(
     "divided by count",
     place=PLACE.format("masked_entropy"),
     mistakes=[
-        Mistake("the log of softmax (77)", "It agrees on small logits. In float32 softmax can be "
-                "exactly 0: what is 0 times its logarithm?", entropy_like(entropy_from_softmax)),
-        *[Mistake(f"{small} under the logarithm (22)", "It agrees on large probabilities. What is "
-                  "added to a probability of a millionth, and how much larger does that make it?",
+        Mistake("the log of softmax (77)", "It agrees on small logits. | In float32 softmax can "
+                "be exactly 0: what is 0 times its logarithm?", entropy_like(entropy_from_softmax)),
+        *[Mistake(f"{small} under the logarithm (22)", "It agrees on large probabilities. | What "
+                  "is added to a probability of a millionth, and how much larger does that make "
+                  "it?",
                   entropy_like(lambda z, small=small: entropy_from_softmax(z, small)))
           for small in (1e-5, 1e-6)],
         Mistake("NaN in the gradient (77)", "The value is right everywhere, and the gradient is "
-                "NaN where a probability is 0. Does torch.where keep a NaN out of the backward "
+                "NaN where a probability is 0. | Does torch.where keep a NaN out of the backward "
                 "pass?", entropy_like(entropy_with_where)),
-        Mistake("the sign (78)", "Every value is exactly -1 times the expected one. Can an entropy "
-                "be negative?", entropy_like(lambda z: -entropy_of(z))),
+        Mistake("the sign (78)", "Every value is exactly -1 times the expected one. | Can an "
+                "entropy be negative?", entropy_like(lambda z: -entropy_of(z))),
         Mistake("the mean over the vocabulary (78)", "Every value is the expected one divided by "
-                "V. What is the entropy of four equally likely tokens?",
+                "V. | What is the entropy of four equally likely tokens?",
                 entropy_like(lambda z: entropy_of(z) / z.shape[-1])),
-        Mistake("bits", "Every value is 1.4427 times the expected one. What is the base of your "
+        Mistake("bits", "Every value is 1.4427 times the expected one. | What is the base of your "
                 "logarithm?", entropy_like(lambda z: entropy_of(z) / log(2))),
         Mistake("logits for log-probabilities", "Add 1 to all logits: the probabilities stay, and "
-                "your result changes. What is a log-probability besides the logit?",
+                "your result changes. | What is a log-probability besides the logit?",
                 entropy_like(lambda z: -(z.softmax(dim=-1) * z).sum(dim=-1))),
         Mistake("softmax over the positions (32)", "Over which dimension should the probabilities "
                 "sum to 1: the positions or the vocabulary?",
                 entropy_like(lambda z: entropy_of(z, dim=1))),
         Mistake("the surprise at the likeliest token", "Where all tokens are equally likely it "
-                "agrees. Which tokens belong to the expectation?",
+                "agrees. | Which tokens belong to the expectation?",
                 entropy_like(lambda z: -z.log_softmax(dim=-1).amax(dim=-1))),
-        Mistake("computed in half precision", "In float32 it agrees. In bfloat16 numbers have "
+        Mistake("computed in half precision", "In float32 it agrees. | In bfloat16 numbers have "
                 "three digits: when do you change the dtype?", entropy_like(cast=lambda z: z)),
-        Mistake("no gradient", "The value is right. If it is added to a loss as a bonus, what does "
-                "it change?", entropy_like(lambda z: entropy_of(z.detach()))),
+        Mistake("no gradient", "The value is right. | If the entropy is added to a loss as a "
+                "bonus, what does it change?", entropy_like(lambda z: entropy_of(z.detach()))),
         *average_mistakes(entropy_like)],
     right={"logsumexp minus the mean logit, in float64": entropy_by_logsumexp,
            "logsumexp minus the mean logit, in float32": entropy_like(
@@ -700,16 +703,18 @@ KL_COEF = Blank(
         Mistake("the sign of the error (79)", "The KL is above its target: the policy is too far "
                 "away. Should the penalty fall then, as yours does?",
                 coef_like(lambda observed, target: clip(1 - observed / target))),
-        Mistake("the error is not clipped (79)", "Near the target it agrees. By how much may one "
-                "strange batch change the coefficient?", coef_like(relative)),
-        Mistake("clipped from above only", "Above the target it agrees. How far down may the error "
-                "go?", coef_like(lambda observed, target: min(relative(observed, target), 0.2))),
-        Mistake("clipped from below only", "Below the target it agrees. How far up may the error "
-                "go?", coef_like(lambda observed, target: max(relative(observed, target), -0.2))),
-        Mistake("the horizon is ignored (79)", "The change is right in direction and too fast. "
+        Mistake("the error is not clipped (79)", "Near the target it agrees. | By how much may "
+                "one strange batch change the coefficient?", coef_like(relative)),
+        Mistake("clipped from above only", "Above the target it agrees. | How far down may the "
+                "error go?",
+                coef_like(lambda observed, target: min(relative(observed, target), 0.2))),
+        Mistake("clipped from below only", "Below the target it agrees. | How far up may the "
+                "error go?",
+                coef_like(lambda observed, target: max(relative(observed, target), -0.2))),
+        Mistake("the horizon is ignored (79)", "The change is right in direction and too fast. | "
                 "What are batch_size and horizon for?",
                 coef_like(share=lambda batch, horizon: 1.0)),
-        Mistake("the batch size is ignored", "The change is too slow. After a horizon of "
+        Mistake("the batch size is ignored", "The change is too slow. | After a horizon of "
                 "responses, not of steps, the error counts in full: how many responses had the "
                 "step?", coef_like(share=lambda batch, horizon: 1 / horizon)),
         Mistake("batch size and horizon swapped", "A longer horizon should make the change slower. "
@@ -718,19 +723,21 @@ KL_COEF = Blank(
         Mistake("the error is absolute", "Is an error of 1 large when the target is 6, and when it "
                 "is 0.01? Against what is it measured?",
                 coef_like(lambda observed, target: clip(observed - target))),
-        Mistake("the error is relative to the observed KL", "On the target it agrees. How large is "
-                "your error when the KL is 0: relative to what?",
+        Mistake("the error is relative to the observed KL", "On the target it agrees. | How large "
+                "is your error when the KL is 0: relative to what?",
                 coef_like(lambda observed, target: clip(
                     (observed - target) / observed))),
-        Mistake("the whole change is clipped", "With a long horizon and near the target it agrees. "
-                "What lies between -0.2 and 0.2: the error, or the error times batch_size / "
-                "horizon?", coef_like(relative, change=lambda coef, x: coef * (1 + clip(x)))),
-        Mistake("the change is added", "At a coefficient of 1 it agrees. Should 0.01 and 10 change "
-                "by the same amount, or by the same share?",
+        Mistake("the whole change is clipped", "With a long horizon and near the target it "
+                "agrees. | What lies between -0.2 and 0.2: the error, or the error times "
+                "batch_size / horizon?",
+                coef_like(relative, change=lambda coef, x: coef * (1 + clip(x)))),
+        Mistake("the change is added", "At a coefficient of 1 it agrees. | Should 0.01 and 10 "
+                "change by the same amount, or by the same share?",
                 coef_like(change=lambda coef, x: coef + x)),
-        Mistake("only the change is returned", "On the target your result is 0. What should the "
-                "coefficient be there?", coef_like(change=lambda coef, x: coef * x)),
-        Mistake("an exponential", "For small changes it agrees. Is the change 1 + x or exp(x)?",
+        Mistake("only the change is returned", "On the target your result is 0. | What should the "
+                "coefficient be when the KL is on its target?",
+                coef_like(change=lambda coef, x: coef * x)),
+        Mistake("an exponential", "For small changes it agrees. | Is the change 1 + x or exp(x)?",
                 coef_like(change=lambda coef, x: coef * math.exp(x))),
         Mistake("doubled or halved", "That is the rule of the PPO paper (section 4). What does "
                 "Ziegler's do with a KL that is 10% off?", doubled_or_halved)],

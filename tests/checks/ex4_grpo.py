@@ -128,7 +128,7 @@ SUM_REWARD = Blank(
     place=PLACE.format("sum_reward"),
     mistakes=[
         Mistake("the sum anywhere in the response", "A response that holds the sum among other "
-                "things is paid. What would a policy write that is paid for every number in it?",
+                "things is paid. | What would a policy write that is paid for every number in it?",
                 sum_reward_like(matches=lambda answer, total: str(total) in answer)),
         Mistake("the first number in the response", "You read the first number. What of the words "
                 "and numbers around it?",
@@ -163,15 +163,15 @@ SUM_REWARD = Blank(
         Mistake("a prompt without a sum crashes",
                 "What does your search give for a prompt that is no sum, and what do you do with "
                 "it?", needs_a_sum),
-        Mistake("a plus between words crashes", "A sum of numbers agrees. What stands around the "
-                "plus of \"salt + pepper\"?", splits_at_the_plus),
+        Mistake("a plus between words crashes", "A sum of numbers agrees. | What stands around "
+                'the plus of "salt + pepper"?', splits_at_the_plus),
         Mistake("a sum in another form is paid", "A sum has \" + \" between its numbers here, and "
                 "your search takes more than that. What does the docstring say of other prompts?",
                 sum_reward_like(pattern=r"(\d+)\s*\+\s*(\d+)")),
         Mistake("adds whatever numbers there are", "Does every prompt with numbers in it ask for "
                 "their sum?", adds_any_numbers),
         Mistake("reads one digit",
-                "Sums of small numbers agree. How many digits of each number does your pattern "
+                "Sums of small numbers agree. | How many digits of each number does your pattern "
                 "take?", sum_reward_like(pattern=r"(\d) \+ (\d)"))],
     right={"one pattern for the whole response": sum_reward_by_pattern})
 
@@ -317,69 +317,72 @@ ADVANTAGES = Blank(
     place=PLACE.format("group_advantages"),
     mistakes=[
         Mistake("rounding is left where there is no spread",
-                "Groups with some spread agree. In the others the mean may be off in its last "
-                "digit, and eps is small: what makes the advantage exactly 0?", advantages_like(
+                "Groups with some spread agree. | In a group without spread the mean may be off "
+                "in its last digit, and eps is small: what makes the advantage exactly 0?",
+                advantages_like(
                     exact_zeros=False, divisor=lambda groups, eps: unbiased(
                         groups, eps) if groups.shape[1] > 1 else 1.0)),
         Mistake("asks whether the standard deviation is 0",
-                "Groups with some spread agree. Is the standard deviation of equal rewards exactly "
-                "0 as a computer computes it, for every size of a group? Which question about the "
-                "rewards can be answered without rounding?", zeros_where_the_std_is_zero),
+                "Groups with some spread agree. | Is the standard deviation of equal rewards "
+                "exactly 0 as a computer computes it, for every size of a group? Which question "
+                "about the rewards can be answered without rounding?", zeros_where_the_std_is_zero),
         Mistake("zeros where the rewards are nearly equal",
-                "Groups of a large spread agree, and so do those without any. Should rewards that "
-                "differ a little count as equal?", zeros_where_rewards_are_close),
+                "Groups of a large spread agree, and so do those without any. | Should rewards "
+                "that differ a little count as equal?", zeros_where_rewards_are_close),
         Mistake("no exact zeros, and a group of one is not a number",
-                "Larger groups with some spread agree. In the others the mean may be off in its "
-                "last digit. And how many numbers does an unbiased standard deviation need?",
+                "Larger groups with some spread agree. | In a group without spread the mean may "
+                "be off in its last digit. And how many numbers does an unbiased standard "
+                "deviation need?",
                 advantages_like(exact_zeros=False)),
         *advantage_mistakes(
             "eps inside the root (80)",
-            "A large spread agrees, a spread about as small as eps does not. Is eps added to the "
-            "standard deviation or to the variance?",
+            "A large spread agrees, a spread about as small as eps does not. | Is eps added to "
+            "the standard deviation or to the variance?",
             divisor=lambda groups, eps: (unbiased(groups, 0) ** 2 + eps) ** 0.5),
         *advantage_mistakes(
             "the groups are interleaved (81)",
-            "The advantages of a prompt's own responses do not add up to 0. Which responses stand "
-            "next to one another in the rewards?", interleaved=True),
+            "The advantages of a prompt's own responses do not add up to 0. | Which responses "
+            "stand next to one another in the rewards?", interleaved=True),
         *advantage_mistakes(
-            "G rows instead of rows of G", "As many groups as responses in one agree. Which of the "
-            "two numbers of view(...) says how long a row is, and how long must a row be to hold "
-            "one prompt's responses?", exchanged=True),
+            "G rows instead of rows of G", "As many groups as responses in one agree. | Which of "
+            "the two numbers of view(...) says how long a row is, and how long must a row be to "
+            "hold one prompt's responses?", exchanged=True),
         *advantage_mistakes(
-            "the batch's mean and std (82)", "One group alone agrees. With whom is a response "
+            "the batch's mean and std (82)", "One group alone agrees. | With whom is a response "
             "compared?", baseline=torch.mean, divisor=lambda groups, eps: groups.std() + eps),
         *advantage_mistakes(
-            "the batch's std (82)", "One group alone agrees, and so does scale none. Over which "
+            "the batch's std (82)", "One group alone agrees, and so does scale none. | Over which "
             "rewards is the standard deviation taken?",
             divisor=lambda groups, eps: groups.std() + eps),
         *advantage_mistakes(
-            "the biased std (83)", "Each advantage is sqrt(G / (G - 1)) times the expected one. By "
-            "what is the sum of squares divided in your standard deviation?", divisor=biased),
+            "the biased std (83)", "Each advantage is sqrt(G / (G - 1)) times the expected one. | "
+            "By what is the sum of squares divided in your standard deviation?", divisor=biased),
         *advantage_mistakes(
             "no eps (84)",
-            "A large spread nearly agrees. What keeps a small one from blowing its advantages up?",
+            "A large spread nearly agrees. | What keeps a small spread from blowing its "
+            "advantages up?",
             divisor=lambda groups, eps: unbiased(groups, 0)),
         *advantage_mistakes(
             "not centred (85)",
-            "With rewards around 5 all your advantages are positive. Better than what must a "
+            "With rewards around 5 all your advantages are positive. | Better than what must a "
             "response be?", baseline=lambda groups: 0.0),
         *advantage_mistakes(
             "the mean of the others (90)",
-            "Without a division you are off by the factor G / (G - 1): that is RLOO's baseline. "
+            "Without a division you are off by the factor G / (G - 1): that is RLOO's baseline. | "
             "Does GRPO leave a response out of its own mean?",
             baseline=mean_of_the_others),
         *advantage_mistakes(
-            "never divided (90)", "Scale none agrees. What does scale std ask for?", scales=()),
+            "never divided (90)", "Scale none agrees. | What does scale std ask for?", scales=()),
         *advantage_mistakes(
-            "always divided (93)", "Scale std agrees. What does Dr. GRPO leave out?",
+            "always divided (93)", "Scale std agrees. | What does Dr. GRPO leave out?",
             scales=("std", "none")),
         *advantage_mistakes(
             "divided by the variance (64)",
             "Twice the rewards should give the same advantages. What do yours do?",
             divisor=lambda groups, eps: unbiased(groups, 0) ** 2 + eps),
         *advantage_mistakes(
-            "one row a group", "The numbers are right. Which shape went in, and which should come "
-            "out?", flat=False),
+            "one row a group", "The numbers are right. | Which shape went in, and which should "
+            "come out?", flat=False),
         Mistake("edits the rewards (59)",
                 "Your function writes into the rewards that it was given. Who else still needs "
                 "them?", advantages_in_place)],
@@ -445,51 +448,53 @@ INFORMATIVE = Blank(
     formula="a group is kept if and only if its largest reward differs from its smallest",
     place=PLACE.format("informative_groups"),
     mistakes=[
-        Mistake("the other way round", "Every flag is the opposite of the expected one. Does True "
-                "mean to keep a group or to drop it?",
+        Mistake("the other way round", "Every flag is the opposite of the expected one. | Does "
+                "True mean to keep a group or to drop it?",
                 informative_like(lambda groups: ~has_spread(groups))),
         Mistake("keeps groups that are all right (92)",
-                "A group of equal rewards, none of them 0, is kept. What are its advantages?",
+                "A group of equal rewards, none of them 0, is kept. | What are the advantages of "
+                "a group of equal rewards?",
                 informative_like(lambda groups: (groups != 0).any(dim=1))),
         Mistake("keeps groups whose mean is not 0 (92)",
                 "Is a mean of 0 the same as no spread? Think of the rewards 1 and -1.",
                 informative_like(lambda groups: groups.mean(dim=1) != 0)),
         Mistake("keeps groups with a right answer (92)",
                 "A group in which all are right is kept, and one of different negative rewards is "
-                "not. What does a group teach by?",
+                "not. | What does a group teach by?",
                 informative_like(lambda groups: groups.amax(dim=1) > 0)),
         Mistake("takes rewards to be 0 or 1",
-                "Rewards of 0 and 1 agree. What if they are scores of a reward model?",
+                "Rewards of 0 and 1 agree. | What if the rewards are scores of a reward model?",
                 informative_like(
                     lambda groups: (groups.mean(dim=1) > 0) & (groups.mean(dim=1) < 1))),
-        Mistake("counts the rewards of 1", "Rewards of 0 and 1 agree. What if they are scores of a "
-                "reward model, and none of them is 1?", informative_like(
+        Mistake("counts the rewards of 1", "Rewards of 0 and 1 agree. | What if the rewards are "
+                "scores of a reward model, and none of them is 1?", informative_like(
                     lambda groups: ((groups == 1).sum(dim=1) % groups.shape[1]) != 0)),
         Mistake("compares with the mean",
-                "Groups of equal rewards are kept, but only for some values and sizes. Is the mean "
-                "of equal numbers that number, to its last digit?",
+                "Groups of equal rewards are kept, but only for some values and sizes. | Is the "
+                "mean of equal numbers that number, to its last digit?",
                 informative_like(lambda groups: (groups != groups.mean(
                     dim=1, keepdim=True)).any(dim=1))),
         Mistake("compares with the mean, as Python's sum() computes it",
                 "In float32 it agrees, because Python computes with more digits than that. In "
-                "float64 it does not: what is (0.1 + 0.1 + 0.1) / 3?",
+                "float64 it does not. | What is (0.1 + 0.1 + 0.1) / 3?",
                 informative_like(lambda groups: torch.tensor(
                     [any(reward != sum(group) / len(group) for reward in group)
                      for group in groups.tolist()]))),
         Mistake("asks for a standard deviation above 0",
-                "One group of equal rewards is kept. Is the standard deviation that torch computes "
-                "exactly 0 there?",
+                "One group of equal rewards is kept. | Is the standard deviation that torch "
+                "computes for equal rewards exactly 0?",
                 informative_like(
                     lambda groups: groups.std(dim=1, unbiased=False) > 0)),
-        Mistake("a tolerance", "A group with a tiny spread is dropped. At which spread does the "
+        Mistake("a tolerance", "A group with a tiny spread is dropped. | At which spread does the "
                 "definition begin to call rewards equal?",
                 informative_like(lambda groups: groups.amax(dim=1) - groups.amin(dim=1) > 1e-6)),
         Mistake("compares the first with the last",
-                "Groups that begin and end with the same reward are dropped. What of the rewards "
-                "between?",
+                "Groups that begin and end with the same reward are dropped. | What of the "
+                "rewards between the first and the last?",
                 informative_like(lambda groups: groups[:, 0] != groups[:, -1])),
         Mistake("the groups are interleaved (81)",
-                "One group alone agrees. Which responses stand next to one another in the rewards?",
+                "One group alone agrees. | Which responses stand next to one another in the "
+                "rewards?",
                 informative_like(has_spread, interleaved=True)),
         Mistake("a flag a response", "Is there a flag for every group, or for every response?",
                 informative_like(lambda groups: has_spread(groups).repeat_interleave(
@@ -606,16 +611,17 @@ TOKEN_LOSS = Blank(
     place=PLACE.format("grpo_token_loss"),
     mistakes=[
         Mistake("the smaller loss (65)",
-                "At ratio 1 it agrees. Pessimistic means that the larger of the two losses counts: "
-                "which one do you take?", token_loss_like(choose=torch.min)),
+                "At ratio 1 it agrees. | Pessimistic means that the larger of the two losses "
+                "counts: which one do you take?", token_loss_like(choose=torch.min)),
         Mistake("the clipped term alone (66)",
-                "Inside the clip it agrees. When the ratio is 2 and the advantage negative, who "
+                "Inside the clip it agrees. | When the ratio is 2 and the advantage negative, who "
                 "pulls it back?",
                 token_loss_like(choose=lambda loss, clipped: clipped)),
-        Mistake("no clip (67)", "Inside the clip it agrees. What keeps a large ratio from paying?",
+        Mistake("no clip (67)", "Inside the clip it agrees. | What keeps a large ratio from "
+                "paying?",
                 token_loss_like(choose=lambda loss, clipped: loss)),
         Mistake("the ratio upside down (68)",
-                "At ratio 1 the value is right and the gradient of the clipped loss is negated. "
+                "At ratio 1 the value is right and the gradient of the clipped loss is negated. | "
                 "Which way round is the ratio?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(old - new))),
         Mistake("the ratio is not exponentiated (69)",
@@ -628,58 +634,59 @@ TOKEN_LOSS = Blank(
                 token_loss_like(sign=1.0, choose=torch.min)),
         Mistake("old log-probs are the current ones (72)",
                 "Where the policy has moved, your ratio is still 1, and no gradient flows through "
-                "it. Which policy sampled?",
+                "it. | Which policy sampled?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - new))),
         Mistake("old log-probs are the current ones, detached (72)",
-                "Where the policy has moved, your ratio is still 1. Which policy sampled?",
+                "Where the policy has moved, your ratio is still 1. | Which policy sampled?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - new.detach()))),
         Mistake("the log-ratio is clipped (73)",
                 "Close to the clip range, not quite on it: are the two edges bounds of the ratio "
                 "or of its logarithm?", clips_the_log_ratio),
         Mistake("a quotient of probabilities",
-                "At log-probs of -200 it is not a number. How large is exp(-200) in float32, and "
-                "which difference could you take before exp?",
+                "At log-probs of -200 it is not a number. | How large is exp(-200) in float32, "
+                "and which difference could you take before exp?",
                 token_loss_like(ratio=lambda new, old, ref: new.exp() / old.exp())),
         Mistake("the KL subtracted (86)",
-                "Without KL it agrees. Is being far from the reference a gain or a loss?",
+                "Without KL it agrees. | Is being far from the reference a gain or a loss?",
                 token_loss_like(weight=lambda kl_coef: -kl_coef)),
         Mistake("the KL reversed (86)",
-                "Close to the reference it nearly agrees. Is d the reference minus the policy, or "
-                "the other way round?",
+                "Close to the reference it nearly agrees. | Is d the reference minus the policy, "
+                "or the other way round?",
                 token_loss_like(kl=lambda new, ref: k3_of(new - ref))),
-        Mistake("the KL dropped (86)", "Without KL it agrees. What pulls the policy back to the "
+        Mistake("the KL dropped (86)", "Without KL it agrees. | What pulls the policy back to the "
                 "reference?", token_loss_like(weight=lambda kl_coef: 0.0)),
         Mistake("the KL not weighted",
-                "Where kl_coef is 0 or 1 it agrees. How much does the KL count?",
+                "Where kl_coef is 0 or 1 it agrees. | How much does the KL count?",
                 token_loss_like(weight=lambda kl_coef: 1.0)),
-        Mistake("k1 for k3", "Without KL it agrees. May the estimate of equation 4 be negative?",
+        Mistake("k1 for k3", "Without KL it agrees. | May the estimate of equation 4 be negative?",
                 token_loss_like(kl=lambda new, ref: new - ref)),
         Mistake("k2 for k3",
-                "Close to the reference it nearly agrees. Is the estimate of equation 4 symmetric?",
+                "Close to the reference it nearly agrees. | Is the estimate of equation 4 "
+                "symmetric?",
                 token_loss_like(kl=lambda new, ref: 0.5 * (new - ref).square())),
         Mistake("k3 without the -1 (41)", "What is your KL where policy and reference agree?",
                 token_loss_like(kl=lambda new, ref: k3_of(ref - new) + 1)),
         Mistake("no gradient through the KL",
-                "The numbers are right. How does the KL term move the policy?",
+                "The numbers are right. | How does the KL term move the policy?",
                 token_loss_like(kl=lambda new, ref: k3_of(ref - new).detach())),
         Mistake("the reference sampled (87)",
                 "Which of the other two log-probabilities belong to the policy that sampled the "
                 "tokens?",
                 token_loss_like(ratio=lambda new, old, ref: torch.exp(new - ref))),
         Mistake("the reference is always needed",
-                "With a reference it agrees. What is there to compute where kl_coef is 0?",
+                "With a reference it agrees. | What is there to compute where kl_coef is 0?",
                 token_loss_like(always=True)),
-        Mistake("an advantage a column (89)", "One response alone agrees. Along which of the two "
-                "dimensions does (B,) broadcast against (B, T)?",
+        Mistake("an advantage a column (89)", "One response alone agrees. | Along which of the "
+                "two dimensions does (B,) broadcast against (B, T)?",
                 token_loss_like(spread=lambda advantages: advantages)),
         Mistake("clip_high ignored (91)",
-                "Where both ranges are 0.2 it agrees. Which bound is clip_high for?",
+                "Where both ranges are 0.2 it agrees. | Which bound is clip_high for?",
                 token_loss_like(bound=lambda r, low, high: r.clamp(1 - low, 1 + low))),
         Mistake("clip_low ignored (91)",
-                "Where both ranges are 0.2 it agrees. Which bound is clip_low for?",
+                "Where both ranges are 0.2 it agrees. | Which bound is clip_low for?",
                 token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + high))),
         Mistake("the ranges swapped (91)",
-                "Where both ranges are 0.2 it agrees. Which of the two is above 1?",
+                "Where both ranges are 0.2 it agrees. | Which of the two bounds is above 1?",
                 token_loss_like(bound=lambda r, low, high: r.clamp(1 - high, 1 + low))),
         Mistake("the ranges are taken for the bounds", "Does a ratio of 1 lie between your bounds?",
                 token_loss_like(bound=lambda r, low, high: r.clamp(low, high))),
@@ -810,7 +817,7 @@ AGGREGATE = Blank(
     place=PLACE.format("aggregate_loss"),
     mistakes=[
         Mistake("the padding is summed too",
-                "Rows without padding agree. What does the mask do in your sum?",
+                "Rows without padding agree. | What does the mask do in your sum?",
                 aggregate_like(real=lambda losses, mask: losses)),
         Mistake(
             "sequence is averaged over tokens (88)",
@@ -839,51 +846,51 @@ AGGREGATE = Blank(
             aggregate_like(constant=lambda losses, mask, max_length, count: by_constant(
                 losses, mask[:1], max_length, count))),
         Mistake(
-            "constant multiplies the count by max_length", "Without count it agrees. When count is "
-            "given, is max_length in it already?",
+            "constant multiplies the count by max_length", "Without count it agrees. | When count "
+            "is given, is max_length in it already?",
             aggregate_like(constant=lambda losses, mask, max_length, count: losses.sum() / (
                 own_unless(count, len(mask)) * max_length))),
         Mistake(
             "sequence divides each row by T (71)",
-            "Rows without padding agree. By how many tokens do you divide a row's sum?",
+            "Rows without padding agree. | By how many tokens do you divide a row's sum?",
             aggregate_like(sequence=lambda losses, mask, max_length, count: by_sequence(
                 losses, torch.ones_like(mask), max_length, count))),
         Mistake(
             "token divides by all positions (71)",
-            "Rows without padding agree. How many tokens are real?",
+            "Rows without padding agree. | How many tokens are real?",
             aggregate_like(token=lambda losses, mask, max_length, count: by_token(
                 losses, torch.ones_like(mask), max_length, count))),
         Mistake(
             "rows without tokens are not counted",
-            "Without empty rows it agrees. Does a row without tokens count as a row?",
+            "Without empty rows it agrees. | Does a row without tokens count as a row?",
             aggregate_like(sequence=lambda *inputs: by_sequence(
                 *inputs, rows=lambda mask: (mask.sum(dim=1) > 0).sum().clamp(min=1)))),
         Mistake(
             "an empty row is not a number",
-            "Without empty rows it agrees. How many tokens does an empty row have, and what is 0 / "
-            "0?",
+            "Without empty rows it agrees. | How many tokens does an empty row have, and what is "
+            "0 / 0?",
             aggregate_like(sequence=lambda *inputs: by_sequence(*inputs, least=0))),
         Mistake(
-            "nothing at all is not a number", "With a token in every row it agrees. By what do you "
-            "divide where there are none?",
+            "nothing at all is not a number", "With a token in every row it agrees. | By what do "
+            "you divide where there is no token at all?",
             aggregate_like(sequence=lambda *inputs: by_sequence(*inputs, least=0),
                            token=lambda *inputs: by_token(*inputs, least=0))),
         Mistake(
-            "0 without a graph", "The values are right. Where there is no token, what does "
+            "0 without a graph", "The values are right. | Where there is no token, what does "
             "loss.backward() do with your 0?", zero_from_nothing(lambda: torch.zeros(()))),
         Mistake(
-            "a new 0 with a graph of its own", "The values are right, and backward() works. Where "
-            "there is no token, from what is your 0 computed: does its graph lead back to the "
-            "token losses?", zero_from_nothing(lambda: torch.zeros(()).requires_grad_())),
+            "a new 0 with a graph of its own", "The values are right, and backward() works. | "
+            "Where there is no token, from what is your 0 computed: does its graph lead back to "
+            "the token losses?", zero_from_nothing(lambda: torch.zeros(()).requires_grad_())),
         Mistake(
-            "count is ignored", "Without count it agrees. Who calls this function with a part of a "
-            "batch, and by what must the part be divided?",
+            "count is ignored", "Without count it agrees. | Who calls this function with a part "
+            "of a batch, and by what must the part be divided?",
             aggregate_like(sequence=without_count(by_sequence), token=without_count(by_token),
                            constant=without_count(by_constant))),
         Mistake(
             "divides twice",
-            "Without count it agrees. When count is given, do you still divide by a number of your "
-            "own?",
+            "Without count it agrees. | When count is given, do you still divide by a number of "
+            "your own?",
             aggregate_like(sequence=divided_twice(by_sequence), token=divided_twice(by_token),
                            constant=divided_twice(by_constant)))],
     right={"a weight a token, in float64": aggregate_by_weights,
@@ -966,28 +973,28 @@ PASS_AT_K = Blank(
     place=PLACE.format("pass_at_k"),
     mistakes=[
         Mistake("draws with replacement",
-                "For k = 1 it agrees. Can the same sample be drawn twice?",
+                "For k = 1 it agrees. | Can the same sample be drawn twice?",
                 pass_like(lambda n, c, k: 1.0 - (1.0 - c / n) ** k)),
-        Mistake("the share of right samples", "For k = 1 it agrees. What does k change?",
+        Mistake("the share of right samples", "For k = 1 it agrees. | What does k change?",
                 pass_like(lambda n, c, k: c / n)),
         Mistake("k times the share of right samples",
-                "For k = 1 it agrees. May chances be added up when several samples can be right at "
-                "once?", pass_like(lambda n, c, k: min(1.0, k * c / n))),
+                "For k = 1 it agrees. | May chances be added up when several samples can be right "
+                "at once?", pass_like(lambda n, c, k: min(1.0, k * c / n))),
         Mistake("all of k are right",
-                "For k = 1 it agrees. Must all of the k samples be right, or one?",
+                "For k = 1 it agrees. | Must all of the k samples be right, or one?",
                 pass_like(lambda n, c, k: math.comb(c, k) / math.comb(n, k))),
         Mistake("the chance that none is right",
-                "Your value and the expected one add up to 1. Which of two opposite events is "
+                "Your value and the expected one add up to 1. | Which of two opposite events is "
                 "pass@k?",
                 pass_like(lambda n, c, k: math.comb(n - c, k) / math.comb(n, k))),
         Mistake("exactly one is right",
-                "With one right sample it agrees. At least one, or exactly one?",
+                "With one right sample it agrees. | At least one right sample, or exactly one?",
                 pass_like(lambda n, c, k: c * math.comb(n - c, k - 1) / math.comb(n, k))),
         Mistake("yes or no",
-                "Where the chance is 0 or 1 it agrees. Does one right sample among n make sure "
+                "Where the chance is 0 or 1 it agrees. | Does one right sample among n make sure "
                 "that k of them have it?", pass_like(lambda n, c, k: float(c > 0))),
         Mistake("C(n, k) as a float",
-                "With few samples it agrees. How many digits has C(2000, 1000), and what is the "
+                "With few samples it agrees. | How many digits has C(2000, 1000), and what is the "
                 "largest float?",
                 pass_like(lambda n, c, k: 1.0 - comb_of_floats(n - c, k) / comb_of_floats(n, k))),
         Mistake("divides by 0 where k > num_samples",

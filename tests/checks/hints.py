@@ -21,6 +21,7 @@ from .language import say
 MOST = 0.6  # the share of the failing cases that a known mistake has to explain
 MORE = 0.7  # the same where the outcomes are yes or no, and many agree by chance: no pairs there
 FEW = 0.1  # the share of the cases in which it may be wrong where the student's version is right
+STRUCTURE = core.SHAPES, core.RETURNS_NOTHING, core.NO_GRAPH, core.HAS_GRAPH  # these hints
 BY_HAND_SIZE = 30  # a case with more numbers is not worked by hand
 
 
@@ -118,12 +119,13 @@ class KnownFacets:
 class Evidence:
     """The facets of the student's version, of the answer, and of the known mistakes."""
 
-    def __init__(self, known, outcomes, wrong):
-        self.blank, self.cases, self.wrong = known.blank, known.cases, wrong
+    def __init__(self, known, outcomes, differences):
+        self.blank, self.cases, self.differences = known.blank, known.cases, differences
+        self.wrong = [i for i, difference in enumerate(differences) if difference]
         self.expected, self.known = known.expected, known.facets
         self.right, self.yours = known.facets.right, known.facets.of(outcomes)
         self.amiss = [unlike(a, b, self.blank) for a, b in zip(self.yours, self.right)]
-        self.open = {i: units(self.amiss[i]) for i in wrong}
+        self.open = {i: units(self.amiss[i]) for i in self.wrong}
         self.part = False  # is it looked at without some of the facets?
         self.theirs = None  # facets of the known mistakes, where they were needed
 
@@ -169,6 +171,32 @@ class Evidence:
         """Of the failing cases; one that is half explained counts half."""
         return sum(len(names) / len(self.open[i]) for i, names in explained.items()) / len(
             self.open)
+
+
+    def off(self, mistake):
+        """For each case what is wrong with a known mistake."""
+        return self.known.off[self.blank.mistakes.index(mistake)]
+
+    def away_from(self, mistake):
+        """For each case in what the student's version differs from a known mistake."""
+        return self.away[self.blank.mistakes.index(mistake)]
+
+    def explained_by(self, mistake):
+        """The failing cases in which a known mistake does by itself what the student's version
+        does."""
+        off, away = self.off(mistake), self.away_from(mistake)
+        return [i for i, names in self.open.items()
+                if off[i] and not away[i] & (names | {"error"})]
+
+    def explains_what_is_shown(self, mistake, i):
+        """Does it explain, of a case that it explains in part, the output that is spoken of?"""
+        return any(name.partition(" of ")[2] in self.differences[i].what
+                   for name in self.open[i] - self.away_from(mistake)[i])
+
+    def other_gradients(self, mistake):
+        """The failing cases in which a known mistake has another gradient."""
+        return [i for i in self.wrong if any(
+            name.startswith("gradient") for name in self.away_from(mistake)[i])]
 
 
 def merged(*several):
@@ -805,6 +833,13 @@ def make_smaller(result, ask):
         return
     answer = getattr(core.load_answers(blank.file), blank.name)
 
+    def is_mistaken(part):
+        """Is the mistake that is named first wrong there?"""
+        two = [perform(one, part.inputs, part.grad) for one in (result.mistake.function, answer)]
+        return bool(core.differ(*two, part, blank))
+
+    needs_mistake = result.mistake and is_mistaken(case)
+
     def differs(part):
         expected, slow = (perform(one, part.inputs, ()) for one in (answer, blank.slow))
         if "returned" != expected["status"] or slow["status"] != "returned" or core.compare(
@@ -813,7 +848,8 @@ def make_smaller(result, ask):
         outcome = ask({"file": blank.file, "function": blank.name, "inputs": part.inputs,
                        "grad": list(part.grad)})
         found = core.differ(outcome, perform(answer, part.inputs, part.grad), part, blank)
-        return found if found and found.hint == result.difference.hint else None
+        same = found and found.hint == result.difference.hint
+        return found if same and (not needs_mistake or is_mistaken(part)) else None
 
     found = smaller(blank, case, differs)
     if found:
@@ -916,9 +952,9 @@ def fill_in(result, *what):
 
 
 def describe(result, known, outcomes, differences):
-    blank, cases, shown = result.blank, known.cases, result.difference
-    wrong = [i for i, difference in enumerate(differences) if difference]
-    evidence = Evidence(known, outcomes, wrong)
+    cases, shown = known.cases, result.difference
+    evidence = Evidence(known, outcomes, differences)
+    wrong = evidence.wrong
     common = in_common(cases, wrong)
     if common:
         words = ("{all} have {what}, and no other case has" if common[1] else "{all} have {what}")
@@ -928,15 +964,11 @@ def describe(result, known, outcomes, differences):
         result.remarks.append((say("gradients"), say(
             "in {part} of the {all} failing cases the values are right, and their gradient is not",
             part=by_gradient, all=len(wrong))))
-    several = [name for name, _ in parts(known.expected[wrong[0]].get("output"), blank)]
-    good = [] if any("error" in names for names in evidence.amiss) else [
-        name for name in several if not any(
-            facet.endswith(name) for names in evidence.amiss for facet in names)]
-    good = good if all(any(facet.startswith("values of ") for facet in names)
-                       for names in evidence.open.values()) else []
+    good = right_outputs(evidence)
     if good:
         result.remarks.append((say("right"), say("{outputs}, in every case", outputs=both(good))))
-    if len(wrong) >= 2 and name_mistakes(result, evidence):
+    if len(wrong) >= 2 and name_mistakes(result, evidence, lambda numbers: core.show_case(
+            result, numbers, cases, outcomes, differences)):
         return
     if shown.what.endswith("is not finite"):
         result.seen, result.hint = not_finite(result.case, shown)
@@ -956,6 +988,21 @@ def describe(result, known, outcomes, differences):
         result.hint = say(words, outputs=both(good))
 
 
+def right_outputs(evidence):
+    """The outputs that are right in every case, where the failing cases have another one with wrong
+    values."""
+    several = [name for name, _ in parts(
+        evidence.expected[evidence.wrong[0]].get("output"), evidence.blank)]
+    if any("error" in names for names in evidence.amiss) or not all(any(
+            facet.startswith("values of ") for facet in names) for names in evidence.open.values()):
+        return []
+    amiss = set().union(*evidence.amiss)
+    return [name for number, name in enumerate(several) if not any(
+        facet.endswith(name) or facet == f"graph {number}"
+        or number == 0 and facet.startswith("gradient")  # which is the first output's
+        for facet in amiss)]
+
+
 def all_of(wrong):
     return (say("both failing cases") if len(wrong) == 2
             else say("all {number} failing cases", number=len(wrong)))
@@ -965,44 +1012,133 @@ def both(outputs):
     return functools.reduce(lambda a, b: say("{a} and {b}", a=a, b=b), outputs)
 
 
-def name_mistakes(result, evidence):
-    """Fill in the known mistakes that explain most of it. -> were there any?"""
+def name_mistakes(result, evidence, show):
+    """Fill in the known mistakes that explain most of it. -> were there any? `show(numbers)` shows
+    the one of these cases that says most: it should be one that the first mistake explains."""
     mistakes, factor, explained = find_mistakes(evidence)
-    structure = set.intersection(*evidence.open.values())  # wrong in each failing case
-    structure = {name for name in structure if name.startswith(("kind", "shape", "dtype", "graph"))}
-    if not mistakes and structure:
-        rest = evidence.only(lambda name: name not in structure)
-        mistakes = find_mistakes(rest)[0] if rest else []
-        if mistakes:  # beside what the difference says of the structure
-            result.mistake, result.also, result.hint = mistakes[0], mistakes, result.difference.hint
-            return True
     if not mistakes:
-        for name in evidence.blank.outputs:
-            part = evidence.only(lambda facet: f'"{name}"' in facet)
-            mistakes = find_mistakes(part)[0] if part else []
-            if mistakes:
-                result.remarks.append((say("left over"), say(
-                    'this is about "{name}" alone; something else is wrong as well', name=name)))
-                result.mistake, *result.also = mistakes
-                result.hint = say('as far as "{name}" goes: {question}', name=name,
-                                  question=mistakes[0].question)
-                return True
+        return name_beside_structure(result, evidence, show) or name_in_one_output(
+            result, evidence, show)
+    if factor:
+        name_with_factor(result, evidence, mistakes[0], factor, explained, show)
+    elif len(mistakes) == 2:
+        name_two(result, evidence, mistakes, show)
+    else:
+        name_one(result, evidence, mistakes[0], explained, show)
+    several = len(mistakes) > 1 or bool(factor)
+    result.more += cases_not_explained(evidence, explained, mistakes, several)
+    return True
+
+
+def name_with_factor(result, evidence, mistake, factor, explained, show):
+    """The factor is in every failing case, the mistake not in all of them."""
+    show([i for i in explained if evidence.off(mistake)[i]])
+    times = {-1.0: say("-1 times"), 2.0: say("twice"), 0.5: say("half of")}[factor]
+    result.mistake, result.seen = mistake, "scaled"
+    result.hint = say("Two mistakes, it seems, and this case has both. One: where does the result "
+                      "become {times} what it should be?", times=times)
+    result.more = [say("the other: {question}", question=mistake.question)]
+
+
+def name_one(result, evidence, mistake, explained, show):
+    """With its opening, where the version does nothing else in the failing cases."""
+    result.mistake = mistake
+    whole = [i for i in evidence.wrong if explained.get(i) == evidence.open[i]]
+    is_all = len(whole) == len(evidence.wrong)
+    gradients = evidence.other_gradients(mistake) if is_all else []
+    if gradients or not is_all:
+        show(whole or list(explained))
+        result.hint = say("More than one mistake, it seems. The one in this case: {question}",
+                          question=mistake.question)
+    elif any(evidence.away_from(mistake)[i] for i in evidence.wrong):
+        result.hint = mistake.question
+    if gradients:
+        result.more = [not_explained(False, say(
+            "the gradient, in {part} of the {all} failing cases", part=len(gradients),
+            all=len(evidence.wrong)))]
+
+
+def name_two(result, evidence, mistakes, show):
+    """Where one of the two explains a case by itself, that case is shown, and this one is named
+    first. Otherwise the first is the one that explains what is shown."""
+    by = {i: mistake for mistake in reversed(mistakes) for i in evidence.explained_by(mistake)}
+    two = [i for i in evidence.wrong if all(evidence.off(mistake)[i] for mistake in mistakes)]
+    if by:
+        first = by[show(list(by))]
+        words = "Two mistakes, it seems. The one in this case: {question}"
+    else:
+        shown = show(two or [i for i in evidence.wrong if evidence.off(mistakes[0])[i]])
+        first = max(mistakes, key=lambda mistake: evidence.explains_what_is_shown(mistake, shown))
+        words = ("Two mistakes, it seems, and this case has both. One: {question}" if two else
+                 "Two mistakes, it seems. One: {question}")
+    result.mistake, result.also = first, [one for one in mistakes if one is not first]
+    result.hint = say(words, question=first.question)
+    result.more = [say("the other: {question}", question=one.question) for one in result.also]
+
+
+def name_beside_structure(result, evidence, show):
+    """Known mistakes beside a kind, shape, dtype or graph that is wrong in every failing case."""
+    structure = set.intersection(*evidence.open.values())
+    structure = {name for name in structure if name.startswith(("kind", "shape", "dtype", "graph"))}
+    rest = evidence.only(lambda name: name not in structure) if structure else None
+    mistakes, _, explained = find_mistakes(rest) if rest else ([], None, {})
+    if not mistakes:
+        return False
+    result.mistake, result.also = mistakes[0], mistakes[1:]
+    of_structure = [i for i in evidence.wrong if evidence.differences[i].hint in STRUCTURE]
+    if of_structure:
+        show(of_structure)
+        questions = [result.difference.hint, *(one.question for one in mistakes)]
+    else:  # it is seen only where the values are right
+        show(rest.explained_by(mistakes[0]) or rest.wrong)
+        has_graph = any(evidence.yours[i].get(name) is True for i in evidence.wrong
+                        for name in structure)
+        questions = [one.question for one in mistakes]
+        questions.insert(1, core.HAS_GRAPH if has_graph else core.NO_GRAPH)
+    words = ("Two mistakes, it seems. The one in this case: {question}" if len(questions) == 2 else
+             "Three mistakes, it seems. The one in this case: {question}")
+    result.hint = say(words, question=questions[0])
+    words = "the other: {question}" if len(questions) == 2 else "another: {question}"
+    result.more = [say(words, question=question) for question in questions[1:]]
+    result.more += cases_not_explained(rest, explained, mistakes, True)
+    return True
+
+
+def name_in_one_output(result, evidence, show):
+    """Known mistakes in one of several outputs, where something else is wrong as well."""
+    for name in evidence.blank.outputs:
+        part = evidence.only(lambda facet: f'"{name}"' in facet)
+        mistakes, _, explained = find_mistakes(part) if part else ([], None, {})
+        if mistakes:
+            break
+    else:
         return False
     result.mistake, *result.also = mistakes
-    whole = [i for i in evidence.wrong if explained.get(i) == evidence.open[i]]
-    rest = [evidence.cases[i].note for i in evidence.wrong if i not in whole]
-    if factor:
-        times = {-1.0: say("-1 times"), 2.0: say("twice"), 0.5: say("half of")}[factor]
-        result.seen = "scaled"
-        result.remarks.append((say("on top of it"), say(
-            "yours is {times} what that mistake gives", times=times)))
-    if rest:
-        words = ("this would explain {part} of the {all} failing cases; not: {rest}"
-                 if len(mistakes) == 1 else
-                 "these two would explain {part} of the {all} failing cases; not: {rest}")
-        result.remarks.append((say("left over"), say(
-            words, part=len(whole), all=len(evidence.wrong), rest=core.a_few(rest))))
-    if len(mistakes) > 1 or factor or rest:
-        result.hint = say("more than one thing is wrong, it seems. If it were the only one: "
-                          "{question}", question=result.mistake.question)
+    able = part.explained_by(mistakes[0]) or part.wrong
+    show([i for i in able if f'"{name}"' in part.differences[i].what] or able)
+    result.hint = say('More than one mistake, it seems. The one in the output "{name}": {question}',
+                      name=name, question=mistakes[0].question)
+    result.more = [say("another: {question}", question=one.question) for one in result.also]
+    result.more += cases_not_explained(part, explained, mistakes, bool(result.also))
+    others = [output_called(other) for other in evidence.blank.outputs if other != name and any(
+        f'"{other}"' in facet for names in evidence.amiss for facet in names)]
+    result.more.append(not_explained(
+        bool(result.also), both(others) if others else say("what else is wrong")))
     return True
+
+
+def not_explained(several, rest):
+    words = "not explained by these: {rest}" if several else "not explained by it: {rest}"
+    return say(words, rest=rest)
+
+
+def cases_not_explained(evidence, explained, mistakes, several):
+    """-> a line about the cases that the named mistakes do not explain, or none. A case that has
+    two of them is left out: how they work together there, nobody knows."""
+    rest = [say('"{name}"', name=evidence.cases[i].note) for i in evidence.wrong
+            if explained.get(i) != evidence.open[i] and not (
+                len(mistakes) > 1 and all(evidence.off(one)[i] for one in mistakes))]
+    if not rest:
+        return []
+    words = "the case {notes}" if len(rest) == 1 else "the cases {notes}"
+    return [not_explained(several, say(words, notes=core.a_few(rest)))]

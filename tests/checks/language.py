@@ -10,6 +10,7 @@ import re
 from unicodedata import east_asian_width
 
 LANGUAGES = ["en", "zh"]
+MARK = "|"  # between the opening of a known mistake's hint and its question
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -22,6 +23,16 @@ def say(template, **values):
     said = Said(PLACEHOLDER.sub(lambda found: str(values[found[1]]), template))
     said.template, said.values = template, values
     return said
+
+
+def whole(hint):
+    """The opening, which says what is right, and the question."""
+    return hint.replace(MARK + " ", "").replace(MARK, "")
+
+
+def question_of(hint):
+    """Without the opening, which is true only of a version that has no other mistake."""
+    return hint.rpartition(MARK)[2].strip()
 
 
 def language_of_the_locale():
