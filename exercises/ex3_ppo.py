@@ -229,9 +229,9 @@ def ppo_policy_loss(logprobs, old_logprobs, advantages, mask, clip_range, count=
         clip_range     number, epsilon
         count          what to divide by, a number or a tensor; None: the number of real tokens, but
                        at least 1 (without any real token the loss is 0, with a graph all the same)
-        returns        (loss, clip_fraction): float scalars. clip_fraction, the share of tokens
-                       whose clipped term is the larger loss, is divided by the same count and
-                       has no graph
+        returns        (loss, clip_fraction): float tensors of shape (). clip_fraction, the share
+                       of tokens whose clipped term is the larger loss, is divided by the same
+                       count and has no graph
 
     Formula (Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, negated because
     optimisers minimise)

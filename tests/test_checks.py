@@ -339,3 +339,25 @@ def test_a_function_that_does_nothing_is_wrong_in_half_of_the_cases(blank):
     for name, function in trivial(blank).items():
         result = judge_here(blank, function)
         assert 2 * len(result.right) <= result.total, (name, result.right)
+
+
+def test_a_stub_raises_in_every_case():
+    """A begun function that raises NotImplementedError in some is judged by the others."""
+    blank = next(blank for blank in BLANKS if blank.name == "kl_penalty")
+    answer = load_answers("ex3_ppo").kl_penalty
+
+    def without_k3(logprobs, ref_logprobs, estimator="k1"):
+        if estimator == "k3":
+            raise NotImplementedError("later")
+        return answer(logprobs, ref_logprobs, estimator)
+
+    def stub(*inputs):
+        raise NotImplementedError
+
+    k3 = sum("k3" in case.inputs.values() for case in blank.cases(0))
+    for function, status, right in (without_k3, "crashed", -k3), (stub, "todo", None):
+        found = collect(blank, lambda request: perform(
+            function, request["inputs"], request["grad"]))
+        result = judge(blank, *found)
+        assert result.status == status
+        assert len(result.right) == (0 if right is None else result.total + right)

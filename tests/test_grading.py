@@ -390,6 +390,7 @@ def test_another_share_grades_again(tmp_path):
      [name for name in FUNCTIONS if name != "pool_scores"]),
     (ANSWER.replace(b"Shapes", b'"""Shapes', 1), FUNCTIONS[1:]),
     (b"def f(\n    a,\n):\n    return a\nf(\n", ["f"]),
+    (b"import numpy as np\n@np.vectorize\n@torch.no_grad()\ndef f(a):\n    return a\nf(\n", ["f"]),
     (b"", []), (b"x = 1\n", []), ("def f(): 'ä'".encode("latin-1"), []),
     (b"def f():\n    return " + b"(" * 10**4 + b"\n", []), (b"#" * 2**17 + b"\n" + ANSWER, [])])
 def test_what_parses_by_itself_is_kept(text, kept):
@@ -398,6 +399,8 @@ def test_what_parses_by_itself_is_kept(text, kept):
     assert (found[1] if found else 0) == len(kept)
     if kept:
         tree = ast.parse(found[0])
+        assert found[0].count(b"@") == text.count(b"@") and found[0].count(b"numpy") == text.count(
+            b"numpy"), "decorators belong to a function, and its file may import numpy"
         functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
         assert [node.name for node in functions] == kept
         assert {type(node) for node in tree.body} <= {ast.FunctionDef, ast.Import}
@@ -724,10 +727,16 @@ MOODLE_ROSTER = ("First name;Surname;ID number;Email address\nAlice;Smith;S1;ali
     (CANVAS_ROSTER, "Alice Smith", "12345"), (CANVAS_ROSTER, "alice_smith", "12345"),
     (CANVAS_ROSTER, "rlhf-asmith", "12345"), (CANVAS_ROSTER, "S1", "12345"),
     (CANVAS_ROSTER, "leebo_LATE_679_12345_rlhf", "679"), (CANVAS_ROSTER, "blee", "678"),
-    (CANVAS_ROSTER, "leebo_12345", "12345"), (CANVAS_ROSTER, "leebo", None),
+    (CANVAS_ROSTER, "leebo_12345", None), (CANVAS_ROSTER, "leebo", None),
     (CANVAS_ROSTER, "somebody", None), (CANVAS_ROSTER, "123456", None),
     (CANVAS_ROSTER, "912345", None),
     (MOODLE_ROSTER, "Alice Smith_4711_assignsubmission_file_", "S1"),
+    # A person's id is another one's name, or a number of Moodle's own.
+    ("Username,First name,Last name\nsmith,John,Smith\nasmith2,Anna,Smith\n",
+     "Anna Smith_50101_assignsubmission_file_", None),
+    ("ID number,Full name\n50030,Bo Lee\nS2,Anna Smith\n",
+     "Anna Smith_50030_assignsubmission_file_", None),
+    ("ID number,Full name\nS1,Bo Lee\nS2,Jose\u0301 Mu\u0308ller\n", "José Müller", "S2"),
     (MOODLE_ROSTER, "zoe@x.org", "S2"), (MOODLE_ROSTER, "Zoë Öz_4_assignsubmission_file_", "S2"),
     ("identifier,github_username,name\nAlice Smith,octo-cat,\nBo,cat,\n", "rlhf-octo-cat", None),
     ("identifier,github_username,name\nS1,octo-cat,Alice\nS2,bo,\n", "rlhf-octo-cat", "S1"),

@@ -68,6 +68,11 @@ def calls_todo(x):
 def not_implemented_elsewhere(x):
     return torch.nn.Module()(x)
 
+def float_of_numpy(x):
+    import numpy
+
+    return numpy.float64(0.5)
+
 def good(x):
     return x + 1
 '''
@@ -96,6 +101,7 @@ def ask(worker, function, file="ex", seconds=20):
     ("recurses", "raised", "RecursionError"), ("fails", "raised", "so it goes"),
     ("todo", "not_started", ""), ("calls_todo", "blocked", "todo"),
     ("not_implemented_elsewhere", "raised", "NotImplementedError"),
+    ("float_of_numpy", "returned", "0.5"),
     ("no_such_function", "missing", "no_such_function")])
 def test_what_goes_wrong_has_a_name_and_the_next_call_works(worker, function, status, words):
     outcome = ask(worker, function)

@@ -548,7 +548,8 @@ def holds(answers, number):
 
 
 def detect_in_tensors(three, name, blank):
-    three = [one for one in three if isinstance(one[0], torch.Tensor)]
+    three = [one for one in three if isinstance(one[0], torch.Tensor)
+             and not close(one[0], one[1], blank)]
     if len(three) < 2:
         return None
     factors = [factor_of(y, e, blank) for y, e, _ in three]

@@ -77,7 +77,9 @@ def examine(submission, nursery=None):
         for file in salvage(submission, collected, worker):
             collected = [collect(blank, ask, seed) if blank.file == file else parts
                          for blank, parts in zip(BLANKS, collected)]
-        runs = [ask({"file": run.file, "run": run.file}, RUN_SECONDS) for run in RUNS]
+        ended = {blank.file for blank, (_, _, stopped) in zip(BLANKS, collected) if stopped}
+        runs = [{"status": "blocked", "message": "a function"} if run.file in ended else
+                ask({"file": run.file, "run": run.file}, RUN_SECONDS) for run in RUNS]
     finally:
         worker.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -198,7 +200,9 @@ def told(result):
     if result.status in ("passed", "todo", "missing"):
         return ""
     kinds = [f"{kind} {right} of {total}" for kind, (right, total) in right_by_kind(result).items()]
-    line = f"\n  right by kind of case, each of which weighs the same: {'; '.join(kinds)}"
+    line = (f"\n  right by kind of case, each of which weighs the same: {'; '.join(kinds)}"
+            f"\n  counted: {float(earned_share(result)):.0%} (half or less is nothing; cases that "
+            "everybody has the same of count no more than others)")
     return report(result, 3) + line * bool(kinds)
 
 

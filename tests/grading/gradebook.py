@@ -4,6 +4,7 @@ roster, and the files that Canvas and Moodle import."""
 import csv
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from .examine import FULL_POINTS, POINTS
@@ -96,7 +97,8 @@ class Person:
 
 
 def letters(text):
-    return "".join(filter(str.isalpha, text.casefold()))
+    """As one character each, which a Mac takes apart: e and its accent."""
+    return "".join(filter(str.isalpha, unicodedata.normalize("NFC", text).casefold()))
 
 
 def read_roster(path):
@@ -120,8 +122,10 @@ def join(people, names):
     for name in names:
         canvas = CANVAS.match(name + "_")  # its second number may be anybody's
         known = ("_".join(canvas.groups()) if canvas else name).casefold()
-        here = [person for person in people if person.is_named_by_id(known)] or [
-            person for person in people if person.is_named(known)]
+        by_id = [person for person in people if person.is_named_by_id(known)]
+        by_name = [person for person in people if person.is_named(known)]
+        # A part of a name or a number of the website's may be another person's id.
+        here = [person for person in by_id if person in by_name] or by_id + by_name
         if len(here) == 1:
             found[name] = here[0]
         else:

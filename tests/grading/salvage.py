@@ -9,7 +9,7 @@ from itertools import pairwise
 MAX_BYTES = 64 * 2**10  # four times the largest exercise; parsing takes hundreds of times as much
 BEGINS = re.compile(r"(async )?def \w|class \w|from \w|import \w|[A-Za-z_]\w*\s*=[^=]")
 INSIDE = (" ", "\t", ")", "]", "}", "#")  # what a line begins with that goes on with a part
-PACKAGES = sys.stdlib_module_names | {"torch"}
+PACKAGES = sys.stdlib_module_names | {"torch", "numpy"}
 
 
 def what_parses(content):
@@ -23,8 +23,11 @@ def what_parses(content):
         return None
     kept, functions = [""] * len(lines), 0
     begins = [i for i, line in enumerate(lines) if BEGINS.match(line)]
+    begins = [next(j for j in range(i, -1, -1) if j == 0 or not lines[j - 1].startswith("@"))
+              for i in begins]  # with the decorators
     for begin, end in pairwise([*begins, len(lines)]):
-        outside = next((i for i in range(begin + 1, end)
+        first = next(i for i in range(begin, end) if not lines[i].startswith("@"))
+        outside = next((i for i in range(first + 1, end)
                         if lines[i] and not lines[i].startswith(INSIDE)), end)
         for stop in sorted({end, outside}, reverse=True):
             nodes = parsed("\n".join(lines[begin:stop]))

@@ -17,6 +17,8 @@ def encode(value, tensors):
 
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, float):  # a subclass, such as numpy.float64
+        return float(value)
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         plain = torch.Tensor.detach(value).as_subclass(torch.Tensor)
