@@ -639,7 +639,8 @@ def load_exercises():
 NAMES = {"instruction": "instruction prompt question query text", "input": "input",
          "output": "output completion response answer messages conversations",
          "chosen": "chosen", "rejected": "rejected"}
-ROLES = {"human": "user", "Human": "user", "gpt": "assistant", "Assistant": "assistant"}
+ROLES = dict(system="system", user="user", human="user", assistant="assistant", gpt="assistant",
+             chatgpt="assistant", bot="assistant", model="assistant")  # another is a row's end
 
 
 def load_data(config, columns, size=10**6):
@@ -666,14 +667,19 @@ def read_data(name, columns, size, renamed=""):
                 print(f"{name}: no more than the first {size} rows are read.")
                 break
             try:
-                found = list(row) if isinstance(row, dict) else found
-                view = {x: row.get(theirs[x]) or "" for x in theirs if isinstance(row, dict)}
-                data.append(row | standard_row(row | view if view else row, columns))
+                if isinstance(row, dict):
+                    found, view = list(row), {x: row.get(theirs[x]) or "" for x in theirs}
+                    gone = (NAMES.keys() & theirs.values()) - theirs.keys()  # has another name now
+                    row = {x: row[x] for x in found if x not in gone} | view
+                data.append(row | standard_row(row, columns))
             except (ValueError, TypeError, AttributeError) as error:
                 odd.append(f"{place}: {error}")
     if not data:
         die(f"{name} has no row with texts for {' and '.join(columns)} ({''.join(odd[:1])}). Its "
             f"columns are {found}: see --columns. Understood are, in place of {NAMES}")
+    unread = [x for x in found if x not in usual and x not in theirs.values()]
+    if unread:
+        print(f"{name}: prompts and answers hold nothing of the columns {', '.join(unread)}.")
     if odd:
         print(f"{name}: {len(odd)} of {len(odd) + len(data)} rows are left out, as {odd[0]}")
     marked = sum("### Response:" in f"{row['instruction']} {row.get('input')}" for row in data)
@@ -698,8 +704,11 @@ def read_rows(name):
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         if suffix in (".csv", ".tsv"):
             comma = "," if suffix == ".csv" else "\t"
-            reader = csv.DictReader(file, restkey="more", delimiter=comma)
-            yield from ((f"line {reader.line_num}", row) for row in reader)
+            csv.field_size_limit(10**9)
+            reader = csv.DictReader(file, delimiter=comma, strict=True)
+            for row in reader:
+                line = f"line {reader.line_num}"
+                yield line, ValueError("more cells than columns") if None in row else row
         whole = file.read()
     if suffix != ".txt" and whole.lstrip().startswith("["):
         yield from ((f"row {i}", row) for i, row in enumerate(json.loads(whole), start=1))
@@ -728,14 +737,18 @@ def standard_row(row, columns):
                 r"\n\n(Human|Assistant):(.*?)(?=\n\n(?:Human|Assistant):|\Z)", turns, re.DOTALL)]
         if turns and isinstance(turns, list):
             turns = [*map(as_turn, turns)]
-            answer = turns.pop()["content"] if turns[-1]["role"] != "user" else None
+            answer = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
             begins = turns and turns[0]["role"] != "assistant"  # the prompt is here, and all of it
+            if column == "rejected" and begins and texts.get("instruction") != turns:
+                raise ValueError("the prompts of 'chosen' and 'rejected' differ")
             texts |= {column: answer} | ({"instruction": turns} if begins else {})
     if texts.get("instruction") and isinstance(texts["instruction"], list):
         *texts["earlier"], last = map(as_turn, texts["instruction"])
         texts["instruction"] = last["content"]
     for column in columns + ["input"] * ("input" in texts):
-        if not isinstance(texts.get(column), str) or not texts[column] and column != "input":
+        text, as_table = texts.get(column), r"""\[\{['"](role|content|from|value)['"]:"""
+        if not isinstance(text, str) or not text.strip() and column != "input" or re.match(
+                as_table, text):  # messages that somebody has written into a cell
             raise ValueError(f"the column {column!r} is missing, empty or holds no text")
         texts[column].encode()  # half a character raises a ValueError
     return texts
@@ -743,16 +756,19 @@ def standard_row(row, columns):
 
 def as_turn(turn):
     """A message of TRL's or ShareGPT's kind -> its role and its text."""
-    role = turn.get("role") or turn.get("from")
-    text = turn.get("content", turn.get("value")) + ""  # raises a TypeError where it is no text
-    return {"role": ROLES.get(role, role), "content": text}
+    role = str(turn.get("role") or turn.get("from")).lower()
+    text = turn.get("content", turn.get("value"))
+    if role not in ROLES or not isinstance(text, str):
+        raise ValueError(f"a turn of {role!r} with {text!r:.40} is none of a user or an assistant")
+    return {"role": ROLES[role], "content": text}
 
 
 def every_answer(row):
     """A row of a conversation -> rows with every answer in it and what came before."""
     turns = row.get("earlier", [])
     for i in range(1, len(turns)):
-        if turns[i - 1]["role"] == "user" and turns[i]["role"] == "assistant":
+        roles = turns[i - 1]["role"], turns[i]["role"]
+        if roles == ("user", "assistant") and turns[i]["content"].strip():
             yield row | {"earlier": turns[:i - 1], "instruction": turns[i - 1]["content"],
                          "output": turns[i]["content"]}
     yield row
@@ -783,7 +799,9 @@ def encode_prompts(data, tokenizer, config):
         data[:] = kept
         return prompts or die(f"--prompt_format chat: the template refuses all prompts: {refused}")
     tokenizer.chat_template = None  # the model will not have learned it
-    layout = format_prompt if config.prompt_format != "plain" else lambda text, _: text
+    layout = format_prompt
+    if config.prompt_format == "plain":
+        layout = lambda *texts: "\n\n".join(filter(None, texts))
     prompts = tokenizer([layout("\n\n".join([
         *(turn["content"] for turn in row.get("earlier", [])), row["instruction"]]),
         row.get("input") or "") for row in data])["input_ids"]
@@ -816,7 +834,7 @@ def from_pretrained(kind, name, config, **options):
             settings = peft.PeftConfig.from_pretrained(path)
             settings.task_type = None  # a policy's adapter may become a reward model's weights
             model = peft.PeftModel.from_pretrained(model, path, config=settings).merge_and_unload()
-            model.requires_grad_(True)
+            model.requires_grad_(True).was_adapter = True
     model.config.pad_token_id = tokenizer.pad_token_id
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -1004,6 +1022,14 @@ def run_folder(config, run_name=None):
     return Path(config.runs_dir, family, run_name or name)
 
 
+def in_characters(values):
+    """A curve of at most 60 characters, between its first and its last height."""
+    values = torch.tensor(values).nan_to_num()
+    means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
+    heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
+    return f"{means[0]:.2f} {''.join('▁▂▃▄▅▆▇█'[height] for height in heights)} {means[-1]:.2f}"
+
+
 class Run:
     """A run's folder: config.json, metrics.jsonl, checkpoints, curves. An earlier run of the same
     name is kept as <run_name>-1 and so on; with --resume it goes on from its last checkpoint."""
@@ -1130,9 +1156,10 @@ class Run:
             if not self.is_main:
                 return
             if hasattr(model, "merge_and_unload"):
-                model.save_pretrained(self.folder / "adapter", selected_adapters=["default"],
-                                      save_embedding_layers=False)  # they were not trained
-                tokenizer.save_pretrained(self.folder / "adapter")
+                if not hasattr(model, "was_adapter"):  # else its base is in no folder
+                    model.save_pretrained(self.folder / "adapter", selected_adapters=["default"],
+                                          save_embedding_layers=False)  # they were not trained
+                    tokenizer.save_pretrained(self.folder / "adapter")
                 model = self.merged(model)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -1166,11 +1193,7 @@ class Run:
         if mine and log.is_file():  # how the lesson's own run went
             runs[f"{curve}, the lesson's"] = list(map(json.loads, log.read_text().splitlines()))
         for name, rows in runs.items():
-            values = torch.tensor([row[curve] for row in rows]).nan_to_num()
-            means = torch.stack([part.mean() for part in values.tensor_split(min(60, len(values)))])
-            heights = (7.99 * (means - means.min()) / (means.max() - means.min() + 1e-9)).int()
-            marks = "".join("▁▂▃▄▅▆▇█"[height] for height in heights)
-            print(f"\n{name}: {means[0]:.2f} {marks} {means[-1]:.2f}")
+            print(f"\n{name}: {in_characters([row[curve] for row in rows])}")
         text = ""
         for title, texts in samples:
             text += f"\n**{title}**\n\n" + "".join(f"- {name}: {texts[name]!r}\n" for name in texts)
@@ -1186,6 +1209,9 @@ class Run:
             print(f"Nothing was trained. Written to {self.folder}: eval.json, samples.md.")
         else:
             print(f"Written to {self.folder}: model/, metrics.jsonl, eval.json, samples.md.")
+        if self.config.prompt_format in ("think", "alpaca", "plain"):
+            commands = commands.replace("--model", f"--prompt_format {self.config.prompt_format} "
+                                                   "--model")
         if self.config.steps != 0 and "TYPED" not in os.environ:  # a chain goes on by itself
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
             print("Look inside, token by token: the same command with --look\n"

@@ -206,6 +206,40 @@ def test_a_turn_without_text_is_left_out_with_its_conversation(lesson1, tmp_path
     assert "1 of 2 rows are left out, as line 1: " in capsys.readouterr().out
 
 
+def test_roles_that_nobody_knows_end_a_conversation(lesson1, lesson3, tmp_path, capsys):
+    """A tool's result is no answer, and no question of a user's."""
+    tool = turns("u: Hi.") + [{"role": "tool", "content": "13"}]
+    odd = [{"from": "USER", "value": "One."}, {"from": "ChatGPT", "value": "Two."}]
+    assert read_examples(lesson1, tmp_path, tool, tool + turns("a: Ho."), odd) == [
+        ([], "One.", "Two.")]
+    assert "2 of 3 rows are left out, as line 1: a turn of 'tool'" in capsys.readouterr().out
+    data = lesson3.read_data(str(tmp_path / "talks.jsonl"), ["instruction"], 10)
+    assert [row["instruction"] for row in data] == ["One."]
+
+
+def test_an_empty_answer_is_none(lesson1, tmp_path):
+    """As the turns of messages have that call a tool."""
+    found = read_examples(lesson1, tmp_path, "u: Hi. / a:  / u: Go on. / a: No.",
+                          "u: Hi. / a: \n")
+    assert [row[1:] for row in found] == [("Go on.", "No.")]
+
+
+def test_a_pair_has_one_prompt(lesson2, tmp_path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", [
+        {"chosen": turns("u: One? / a: Yes."), "rejected": turns(f"u: {prompt} / a: No.")}
+        for prompt in ("One?", "Two?")])
+    row, = lesson2.read_data(file, ["instruction", "chosen", "rejected"], 20)
+    assert (row["instruction"], row["chosen"], row["rejected"]) == ("One?", "Yes.", "No.")
+    assert "line 2: the prompts of 'chosen' and 'rejected' differ" in capsys.readouterr().out
+
+
+def test_where_nothing_is_trained_all_pairs_are_scored(lesson2, tmp_path):
+    file = write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    for steps, number in (0, len(PAIRS)), (None, 5):
+        config = lesson2.Config(data=file, eval_data=file, num_held_out=5, steps=steps)
+        assert len(lesson2.load_pairs(config)[1]) == number
+
+
 def test_a_conversation_is_held_out_as_a_whole(lesson1, tmp_path):
     file = write_rows(tmp_path / "talks.jsonl", [
         {"messages": turns(f"u: {i} / a: b / u: {i} / a: d")} for i in range(30)])
@@ -231,9 +265,55 @@ def test_csv_has_the_files_lines_and_may_have_odd_rows(lesson1, tmp_path, capsys
         'question,answer\n"Three\nlines\nhere?",yes\nOne?,\nTwo?,no,more,cells\nFew\n', "utf-8")
     data = lesson1.read_data(str(tmp_path / "a.CSV"), ["instruction", "output"], 10)
     assert [(row["instruction"], row["output"]) for row in data] == [
-        ("Three\nlines\nhere?", "yes"), ("Two?", "no")]
-    assert all(isinstance(name, str) for row in data for name in row)  # rewards get them by name
-    assert "2 of 4 rows are left out, as line 5: " in capsys.readouterr().out
+        ("Three\nlines\nhere?", "yes")]
+    assert "3 of 4 rows are left out, as line 5: " in capsys.readouterr().out
+
+
+def test_a_text_with_an_unquoted_comma_is_no_shorter_text(lesson1, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("question,answer\nWhat is 12, plus 1?,13\nOne?,1\n", "utf-8")
+    row, = lesson1.read_data(str(tmp_path / "a.csv"), ["instruction", "output"], 10)
+    assert row["instruction"] == "One?"
+    assert "line 2: " in (said := capsys.readouterr().out) and "more cells than columns" in said
+
+
+def test_a_quote_without_its_end_swallows_no_rows(lesson1, tmp_path, capsys):
+    (tmp_path / "a.tsv").write_text('question\tanswer\n"One?\t1\n' + "Two?\t2\n" * 9, "utf-8")
+    ends_in_one_line(capsys, lambda: lesson1.read_data(
+        str(tmp_path / "a.tsv"), ["instruction", "output"], 20), "a.tsv", "unexpected end of data")
+
+
+def test_a_cell_may_be_long(lesson1, tmp_path):
+    (tmp_path / "a.csv").write_text(f"question,answer\nOne?,{'1 ' * 10**5}\n", "utf-8")
+    row, = lesson1.read_data(str(tmp_path / "a.csv"), ["instruction", "output"], 20)
+    assert len(row["output"]) == 2 * 10**5
+
+
+def test_messages_in_a_cell_are_no_text(lesson1, lesson2, tmp_path, capsys):
+    """As a table holds them that was written from a dataset of messages."""
+    talk = str([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}])
+    file = write_rows(tmp_path / "rows.jsonl", [
+        {"prompt": "Hi.", "messages": talk, "chosen": json.dumps([{"from": "gpt", "value": "Ho."}]),
+         "rejected": "No."},
+        {"prompt": "Hi.", "messages": "[{'a': 1}] is a list.", "chosen": "Ho.", "rejected": "No."}])
+    for lesson, columns in (lesson1, ["output"]), (lesson2, ["chosen", "rejected"]):
+        row, = lesson.read_data(file, ["instruction", *columns], 20)
+        assert row[columns[0]] in ("[{'a': 1}] is a list.", "Ho.")
+        assert "1 of 2 rows are left out, as line 1: " in capsys.readouterr().out
+
+
+def test_columns_that_nothing_is_made_of_are_said(lesson1, tmp_path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", [
+        {"instruction": "Who?", "context": "A king.", "response": "He.", "category": "people"}])
+    lesson1.read_data(file, ["instruction", "output"], 20)
+    assert "hold nothing of the columns context, category." in capsys.readouterr().out
+    lesson1.read_data(file, ["instruction", "output"], 20, "input=context")
+    assert "hold nothing of the columns category." in capsys.readouterr().out
+
+
+def test_what_is_renamed_does_not_stand_there_twice(lesson1, tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", [{"input": "What is 12 + 1?", "output": "13"}])
+    row, = lesson1.read_data(file, ["instruction", "output"], 20, "instruction=input")
+    assert row["instruction"] == "What is 12 + 1?" and not row.get("input")
 
 
 def test_a_tsv_is_a_csv_with_tabs(lesson1, tmp_path):
@@ -1097,6 +1177,15 @@ def test_code_that_comes_with_a_model_is_run_only_when_asked_for(
 
 
 # ---- What to type next --------------------------------------------------------------------------
+
+
+def test_the_next_commands_keep_the_layout(type_in, gpt2, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", QUESTIONS)
+    for style, words in ("plain", " --prompt_format plain --model runs/"), ("auto", "py --model "):
+        done = type_in(f"lesson1_sft.py --model {gpt2} --data rows.jsonl --prompt_format {style}",
+                       steps=1, max_prompt_length=40, max_new_tokens=8, run_name=style)
+        assert done.code == 0, done.err
+        assert done.out.split("Next: ")[1].count(words) == 2
 
 
 def test_the_next_commands_work(type_in, gpt2, tmp_path, monkeypatch):

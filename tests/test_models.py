@@ -938,10 +938,15 @@ def test_a_model_that_comes_as_an_adapter_is_merged(lesson1, lesson3, sft, tmp_p
     assert trained_names(merged) == {name for name, _ in merged.named_parameters()}
     assert not any("lora_" in name for name in merged.state_dict())
     close(lesson3.response_logits(merged, ids, mask, 7), expected)
-    again, _ = load(lesson3, folder, lora_rank=2)
+    again, tokenizer = load(lesson3, folder, lora_rank=2)
     reference = lesson3.make_reference(again, lesson3.Config(lora_rank=2))
     shake(again, 0.03)
     close(reference(ids, mask, 7), expected)
+    # The second adapter's base is the sum, which is in no folder: there is the whole model alone.
+    expected = lesson3.response_logits(again, ids, mask, 7)
+    run = Path(save_run(lesson3, again, tokenizer, tmp_path / "twice"))
+    assert not (run / "adapter").exists()
+    close(lesson3.response_logits(load(lesson3, run)[0], ids, mask, 7), expected, 1e-4)
 
 
 @needs_peft

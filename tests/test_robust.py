@@ -493,7 +493,7 @@ def test_a_model_may_be_asked_to_think(chat_model):
 @pytest.mark.parametrize("style, text", [
     ("alpaca", "### Instruction:\nHi.\n\nYes?\n\nTwo\nlines?\n\n### Input:\nx\n\n"
                "### Response:\n"),
-    ("plain", "Hi.\n\nYes?\n\nTwo\nlines?")])
+    ("plain", "Hi.\n\nYes?\n\nTwo\nlines?\n\nx")])
 def test_other_formats_leave_no_template_behind(chat_model, style, text):
     lesson = load_lesson(1)
     config = lesson.Config(model=str(chat_model), device="cpu", prompt_format=style)
