@@ -441,7 +441,7 @@ def write_files(folder):
 def test_files_of_all_kinds_are_read(tmp_path):
     write_files(tmp_path)
     read = load_lesson(4).read_data
-    for name in "a.json", "a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet", "folder":
+    for name in "a.json", "a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet", "folder", "folder::train":
         data = read(str(tmp_path / name), ["instruction", "output"], 10)
         assert [(row["instruction"], row["output"], row["answer"]) for row in data] == [
             ("What is 1, or 2?", "3", "3"), ("谁?", "四", "四")], name
