@@ -1214,9 +1214,10 @@ class Run:
                                                    "--model")
         if self.config.steps != 0 and "TYPED" not in os.environ:  # a chain goes on by itself
             tags = "%7C".join(name for name in {curve: 0, **before} if name in self.rows[-1])
+            curves = (f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
+                      f"http://localhost:6006/?tagFilter={tags}#timeseries\n")
             print("Look inside, token by token: the same command with --look\n"
-                  f"Curves: tensorboard --logdir {self.config.runs_dir} and then "
-                  f"http://localhost:6006/?tagFilter={tags}#timeseries\nNext: {commands}")
+                  + curves * (self.config.report_to == "tensorboard") + f"Next: {commands}")
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

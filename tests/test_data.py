@@ -1186,6 +1186,7 @@ def test_the_next_commands_keep_the_layout(type_in, gpt2, tmp_path):
                        steps=1, max_prompt_length=40, max_new_tokens=8, run_name=style)
         assert done.code == 0, done.err
         assert done.out.split("Next: ")[1].count(words) == 2
+        assert "Curves: tensorboard" not in done.out  # --report_to none
 
 
 def test_the_next_commands_work(type_in, gpt2, tmp_path, monkeypatch):

@@ -273,6 +273,7 @@ def test_a_run_ends_with_a_table_a_sparkline_and_the_next_command(chain, number)
     assert re.search(r"[\w/]+: -?[\d.]+ [▁▂▃▄▅▆▇█]+ -?[\d.]+\n", mine)
     assert f"Written to {Path('runs', RUNS[number])}" in mine
     assert re.search(r"\nNext: .*python lesson\d_", out) and out.count("Next: ") == 1
+    assert "\nCurves: tensorboard --logdir runs and then http://" in out
 
 
 # ---- Files --------------------------------------------------------------------------------------
