@@ -571,6 +571,9 @@ def blame(what):
 
 def run_lesson():
     """main(), and one line for whatever escapes from it."""
+    if "TYPED" in os.environ:  # see make_missing
+        threading.Thread(target=lambda: os.read(0, 1) or signal.raise_signal(signal.SIGINT),
+                         daemon=True).start()
     try:
         main()
         PartialState().destroy_process_group()
@@ -1096,9 +1099,6 @@ def start(config):
     reach_hub(config.model, config.data, config.eval_data)
     torch.manual_seed(config.seed)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
-    if "TYPED" in os.environ:  # see make_missing
-        threading.Thread(target=lambda: os.read(0, 1) or signal.raise_signal(signal.SIGINT),
-                         daemon=True).start()
     tracker = None if config.report_to == "none" else config.report_to
     with blame("cannot start"):
         if {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ):
@@ -1208,9 +1208,10 @@ class Run:
         self.rows, done, Run.begun = rows, len(rows), True
         if self.earlier and self.config.overwrite:  # not before: much may have gone wrong until now
             shutil.rmtree(self.earlier)
-        self.accelerator.wait_for_everyone()
-        self.log = open(self.folder / "metrics.jsonl" if self.is_main else os.devnull, "w")
-        self.log.writelines(json.dumps(row) + "\n" for row in rows)
+        with self.whole("metrics.jsonl") as log:  # what comes after the checkpoint is done again
+            if self.is_main:
+                log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.log = open(self.folder / "metrics.jsonl" if self.is_main else os.devnull, "a")
         curves = {"tensorboard": {"purge_step": done + 1}}
         self.accelerator.init_trackers(self.folder.name, init_kwargs=curves)
         signal.signal(signal.SIGINT, self.interrupt)
@@ -1252,14 +1253,14 @@ class Run:
 
     @contextmanager
     def whole(self, name):
-        """A folder to write into, which gets its name when it is whole."""
+        """A folder or file to write, which gets its name when it is whole."""
         numbers = sum(x.numel() for model in self.accelerator._models for x in model.parameters())
         with blame(f"cannot save {name} ({numbers * 12e-6:.0f} MB at most; --resume goes on)"):
             yield self.folder / "unfinished"
             self.accelerator.wait_for_everyone()
             if self.is_main:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
-                (self.folder / "unfinished").rename(self.folder / name)
+                (self.folder / "unfinished").replace(self.folder / name)
             self.accelerator.wait_for_everyone()
 
     def save_model(self, model, tokenizer, **heads):

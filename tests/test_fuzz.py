@@ -509,6 +509,11 @@ def test_an_interrupted_run_ends_as_if_nothing_had_been(chain, world, dice, case
     folder = world / "runs" / name
     done = interrupt(dice, world, number, steps, options)
     print(done.code, done.err[-1000:])
+    while (done.code and dice.random() < 0.5 and (folder / "config.json").is_file()
+           and not (folder / "samples.md").is_file()):
+        done = interrupt(dice, world, number, steps, [*options, "--resume"])
+        print(done.code, done.err[-1000:])
+        assert "damaged" not in done.err
     assert "Traceback" not in done.err
     if done.code:
         finished_after(world, number, options, folder)

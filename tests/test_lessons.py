@@ -471,6 +471,9 @@ def check_crash(chain, number):
         file.write('{"step": 3, "reward/avg": 99}\n{"step": 4, "rew')
     shutil.copytree(folder / "checkpoint-2", folder / "unfinished")
     (folder / "unfinished" / "optimizer.bin").write_bytes(b"half a file")
+    again = run(chain.folder, number, f"--run_name=killed{number}", "--resume",
+                stop=(signal.SIGKILL, 1))  # in the first step after the checkpoint
+    assert again.code == -signal.SIGKILL and len(metrics(folder)) == 2
     succeed(chain.folder, number, f"--run_name=killed{number}", "--resume")
     assert_same_run(folder, chain.runs / RUNS[number])
     events = EventAccumulator(str(folder))

@@ -136,6 +136,34 @@ def test_a_chained_lesson_ends_when_its_parent_is_killed(tmp_path):
     assert len(metrics(folder)) == steps  # nobody goes on training
 
 
+ONE_READER = """
+import os, runpy, sys, time
+sys.argv, read = sys.argv[1:], os.read
+
+def count(file, size):
+    if file == 0:
+        print("waits for the end of its input", file=sys.stderr)
+        time.sleep(600)
+    return read(file, size)
+
+os.read = count
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_chained_lesson_interrupts_itself_only_once(tmp_path):
+    """Lesson 1 trains two models in one process. Two readers of its input would interrupt it twice,
+    and the second Ctrl-C stops at once, without a checkpoint."""
+    script = tmp_path / "one_reader.py"
+    script.write_text(ONE_READER)
+    done = finish(start(tmp_path, [script, REPO / LESSONS[1], *flags(SMALL[1])],
+                        env={"TYPED": "lesson3_ppo.py"}))
+    assert done.code == 0, done.err
+    assert done.err.count("waits for the end of its input") == 1
+    assert (tmp_path / "runs/base/model").is_dir() and (tmp_path / "runs/sft/model").is_dir()
+
+
 # ---- Settings -----------------------------------------------------------------------------------
 
 NUMBERS = [(number, field.name) for number in LESSONS
