@@ -1080,7 +1080,10 @@ class Run:
         for checkpoint in reversed(self.checkpoints()):  # the last one that is whole
             try:
                 log = (self.folder / "metrics.jsonl").read_text().splitlines()
-                rows = [json.loads(log[step]) for step in range(int(checkpoint.name[11:]))]
+                steps = range(1, int(checkpoint.name[11:]) + 1)
+                rows = [json.loads(line) for line in log[:len(steps)]]
+                if [row["step"] for row in rows] != list(steps):
+                    raise ValueError("metrics.jsonl lacks steps")
                 self.accelerator.load_state(checkpoint, strict=not self.config.lora_rank)
                 break
             except Exception as error:

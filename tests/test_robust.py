@@ -330,6 +330,17 @@ def test_without_a_whole_checkpoint_nothing_is_touched(chain, interrupted):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("lines", ["{}\n" * 3, *(pytest.param(lines, marks=pytest.mark.slow)
+                                                 for lines in ("3\n" * 3, '{"step": 2}\n' * 3, ""))])
+def test_metrics_that_are_not_those_of_the_steps_are_refused(chain, interrupted, lines):
+    folder = copy_of(interrupted, "damaged")
+    (folder / "metrics.jsonl").write_text(lines)
+    done = run(chain.folder, 2, "--run_name=damaged", "--resume")
+    assert done.code == 2 and "checkpoint-3 is damaged, or metrics.jsonl" in done.err
+    assert "no checkpoint is whole" in done.err and "Traceback" not in done.err
+    assert (folder / "metrics.jsonl").read_text() == lines
+
+
 def test_a_run_that_was_killed_between_its_model_and_its_samples_is_finished(chain, interrupted):
     folder = copy_of(interrupted, "nearly")
     (folder / "model").mkdir()
