@@ -330,8 +330,8 @@ def test_without_a_whole_checkpoint_nothing_is_touched(chain, interrupted):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("lines", ["{}\n" * 3, *(pytest.param(lines, marks=pytest.mark.slow)
-                                                 for lines in ("3\n" * 3, '{"step": 2}\n' * 3, ""))])
+@pytest.mark.parametrize("lines", ["{}\n" * 3, *(pytest.param(x, marks=pytest.mark.slow) for x in (
+    "3\n" * 3, '{"step": 2}\n' * 3, ""))])
 def test_metrics_that_are_not_those_of_the_steps_are_refused(chain, interrupted, lines):
     folder = copy_of(interrupted, "damaged")
     (folder / "metrics.jsonl").write_text(lines)
