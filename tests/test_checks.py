@@ -361,3 +361,13 @@ def test_a_stub_raises_in_every_case():
         result = judge(blank, *found)
         assert result.status == status
         assert len(result.right) == (0 if right is None else result.total + right)
+
+
+def test_what_ends_the_cases_says_more_than_a_stub():
+    """A function that raises NotImplementedError in its first case and hangs in its second."""
+    blank = next(blank for blank in BLANKS if blank.name == "kl_penalty")
+    answers = iter([{"status": "not_started"}, {"status": "timeout", "message": "it hangs"}])
+    cases, outcomes, stopped = collect(blank, lambda request: next(answers))
+    result = judge(blank, cases, outcomes, stopped)
+    assert result.status == "timeout" and result.message == "it hangs"
+    assert result.case is cases[1]

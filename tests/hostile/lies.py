@@ -148,7 +148,7 @@ while True:
 ''', "??????", 0),
     Hostile("every file descriptor is closed", SPEAK + 'os.closerange(3, 64)', "ccccc?", 0),
     Hostile("JSON nested 100000 deep",
-            RAW + 'def speech(): return ["[" * 100_000 + "]" * 100_000]', "nonoon", 0),
+            RAW + 'def speech(): return ["[" * 100_000 + "]" * 100_000]', "ooooon", 0),
     *[Hostile(f"lists nested {depth} deep", RAW + f'''
 def speech():
     nested = "[" * {depth} + "]" * {depth}
@@ -171,7 +171,7 @@ def speech():
     Hostile("tensors that safetensors denies", RAW + f'''
 def speech():
     return [json.dumps({SAME % {"tensor": "0"}}), {{}}, b"\\xff" * 8 + b"{{}}"]
-''', "nonoon", 0),
+''', "ooooon", 0),
     Hostile("a tensor of a type of 4 bits", RAW + f'''
 def speech():
     head = json.dumps({{"0": {{"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}}}).encode()
