@@ -117,17 +117,20 @@ def look_at_scores(lesson, config, run, accelerator):
 
 
 def look_at_ppo(lesson, config, run, accelerator):
-    """Lesson 3: a step of the trained policy, from its samples to the ratios after one epoch."""
+    """Lesson 3: a step of the trained policy, from its samples to the ratios after one epoch: of
+    the answers with the highest and the lowest reward."""
     rows, tokenizer, rollout, columns, clipped = ppo_step(lesson, config, run, accelerator)
-    tables = []
-    for i in rollout.scores.argmax().item(), rollout.scores.argmin().item():
+    tables, totals = [], columns["reward"].sum(dim=1)  # the score, less what the KL costs
+    for i in totals.argmax().item(), totals.argmin().item():
         lines = []
         for t in range(int(rollout.mask[i].sum())):
             token = word(rollout.response[i, t].item(), tokenizer)
             numbers = [column[i, t].item() for column in columns.values()]
             lines.append([token, *numbers, "clipped" if clipped[i, t] else ""])
-        tables.append(Table(f"{rows[i]['instruction']} (score {rollout.scores[i]:+.2f})",
-                            ["token", *columns, ""], lines, ("reward", "delta", "A", "A whitened")))
+        title = (f"{rows[i]['instruction']} (score {rollout.scores[i]:+.2f}, "
+                 f"with the KL penalty {totals[i]:+.2f})")
+        tables.append(Table(title, ["token", *columns, ""], lines,
+                            ("reward", "delta", "A", "A whitened")))
     return tables, {
         "log p, log p_ref": "of the token, by the policy that sampled it and by the reference",
         "KL": "log p - log p_ref (k1)",

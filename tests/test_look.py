@@ -3,6 +3,7 @@ by other ways than the page's."""
 
 import html.parser
 import json
+import re
 import runpy
 import statistics
 from pathlib import Path
@@ -128,13 +129,14 @@ def test_the_last_score_of_lesson_2_is_the_answers(seen, type_in, gpt2):  # noqa
 
 def test_the_columns_of_lesson_3_fit_together(seen):
     page, _, _ = seen(3)
-    scores = [float(title.split("score ")[1].strip(")")) for title in page.titles]
-    assert len(scores) == 2 and scores[0] > scores[1]
+    scores, totals = zip(*(map(float, re.findall(r"[+-]\d+\.\d+", x)) for x in page.titles))
+    assert len(totals) == 2 and totals[0] > totals[1]
     whitened = []
-    for score, table in zip(scores, page.tables):
+    for score, total, table in zip(scores, totals, page.tables):
         logp, ref, kl, reward, value, delta, advantage, back, ratio = (
             numbers(table, name) for name in (
                 "log p", "log p_ref", "KL", "reward", "V", "delta", "A", "return", "ratio"))
+        assert sum(reward) == pytest.approx(total, abs=0.02)  # of two digits, and of three
         last = len(table) - 1
         for t in range(len(table)):
             close = lambda expected: pytest.approx(expected, abs=0.004)  # of three digits
