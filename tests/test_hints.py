@@ -629,6 +629,24 @@ def test_what_failing_cases_have_in_common_is_said_beside_another_hint():
     assert hints.in_common(BLANK["kl_penalty"].cases(0), [0]) is None, "one case has all in common"
 
 
+def test_what_a_smaller_case_lacks_is_not_said_to_be_in_common():
+    """All failing cases have as many rows as columns, by chance: the smaller one has not."""
+    def of_odd_columns(rewards, values, mask, gamma, lam):
+        padded = values * torch.where(torch.arange(values.shape[1]) % 2 == 1, 1.0, mask)
+        advantages, last = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+        for t in reversed(range(rewards.shape[1])):
+            after = padded[:, t + 1] if t + 1 < rewards.shape[1] else 0.0
+            last = mask[:, t] * (rewards[:, t] + gamma * after - values[:, t] + gamma * lam * last)
+            advantages[:, t] = last
+        return advantages.detach(), ((advantages + values) * mask).detach()
+
+    blank, common = BLANK["compute_gae"], "as many rows as columns"
+    assert common in report(judge_here(blank, of_odd_columns))
+    result = judge_in_worker(blank, Here(of_odd_columns))
+    assert result.case.note.endswith(", made smaller") and result.status == "wrong"
+    assert common not in report(result) and f"hint: {core.BY_HAND}" in report(result)
+
+
 @pytest.mark.parametrize("names, number", [
     (["sft_loss", "response_logprobs"], 8), pytest.param(list(BLANK), 15, marks=pytest.mark.slow)],
     ids=["two blanks", "all blanks"])

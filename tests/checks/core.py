@@ -116,6 +116,7 @@ class Result:
     mistake: Mistake = None
     also: list = field(default_factory=list)
     seen: str = ""  # the name of what was recognised without knowing the function
+    common: str = ""  # what all failing cases have
     more: list = field(default_factory=list)  # lines after the hint
     hint: str = ""  # instead of the mistake's own or the difference's
     remarks: list = field(default_factory=list)  # (title, text): what else is true of the failures

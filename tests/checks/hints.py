@@ -172,7 +172,6 @@ class Evidence:
         return sum(len(names) / len(self.open[i]) for i, names in explained.items()) / len(
             self.open)
 
-
     def off(self, mistake):
         """For each case what is wrong with a known mistake."""
         return self.known.off[self.blank.mistakes.index(mistake)]
@@ -855,6 +854,15 @@ def make_smaller(result, ask):
     found = smaller(blank, case, differs)
     if found:
         result.case, result.difference = found
+        if result.common and result.common not in features(result.case):
+            forget_what_is_common(result)
+
+
+def forget_what_is_common(result):
+    """It fails without that as well: the cases had it by chance."""
+    result.remarks = [one for one in result.remarks if one[0] != say("in common")]
+    if result.seen == "in common":
+        result.seen = result.hint = ""
 
 
 # ---- What an input does -------------------------------------------------------------------------
@@ -960,6 +968,7 @@ def describe(result, known, outcomes, differences):
     if common:
         words = ("{all} have {what}, and no other case has" if common[1] else "{all} have {what}")
         result.remarks.append((say("in common"), say(words, all=all_of(wrong), what=common[0])))
+        result.common = common[0]
     by_gradient = sum(difference.hint == core.GRADIENT for difference in differences if difference)
     if by_gradient and shown.hint != core.GRADIENT:
         result.remarks.append((say("gradients"), say(
